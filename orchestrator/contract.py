@@ -1,0 +1,338 @@
+"""Frozen messages between orchestrator, supervisor and trainer.
+
+Standard library only, so that every process can import it: the command line (which must start fast), the
+supervisor (which must not load torch) and the trainer (which must not know the database).
+
+A message travels as one line of JSON, `{"type": "EpochDone", ...}`; see `encode` and `decode`.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Task(StrEnum):
+    """What is learnt. The task decides the model head, the loss and the metrics."""
+
+    CLASSIFICATION = "classification"
+    CAUSAL_LM = "causal_lm"
+
+
+class Outcome(StrEnum):
+    """How the training of one unit ended."""
+
+    DONE = "done"
+    DIVERGED = "diverged"  # a loss or gradient was not finite; nothing of that step was kept
+    INFEASIBLE = "infeasible"  # does not fit into the device's memory even alone, at one row a time
+    FAILED = "failed"  # raised an exception; the evidence says which
+    DROPPED = "dropped"  # the supervisor asked to stop: lease lost, study stopped, worker leaving
+    OVER_BUDGET = "over_budget"  # the next epoch would not have ended within the study's hours
+
+
+def hyperparameter(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    choices: Sequence[Any] | None = None,
+    aliases: Sequence[str] = (),
+    searchable: bool = True,
+) -> Any:
+    """Declare one field of `Settings` with all that the study file needs to know about it.
+
+    low, high: closed bounds. above: open lower bound. aliases: names that Hugging Face and PEFT users bring.
+    """
+    metadata = {
+        "doc": doc,
+        "low": low,
+        "above": above,
+        "high": high,
+        "choices": None if choices is None else tuple(choices),
+        "aliases": tuple(aliases),
+        "searchable": searchable,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every hyperparameter of a trial, each resolved to one value.
+
+    The one list of what a study file may fix under `training` or search under `search.space`. The defaults
+    together are the *default configuration* that every study runs beside its trials.
+    """
+
+    learning_rate: float = hyperparameter(
+        2e-4, "AdamW's peak learning rate", above=0, high=10, aliases=["lr"]
+    )
+    batch_size: int = hyperparameter(
+        8,
+        "rows in one optimizer step (the effective batch)",
+        low=1,
+        high=4096,
+        aliases=["per_device_train_batch_size", "train_batch_size", "micro_batch_size"],
+    )
+    epochs: int = hyperparameter(
+        3, "passes over the training rows", low=1, high=1000, aliases=["num_train_epochs", "num_epochs"]
+    )
+    lora_rank: int = hyperparameter(16, "rank of the LoRA update", low=1, high=1024, aliases=["r", "lora_r"])
+    lora_alpha: float | str = hyperparameter(
+        "2r",
+        "LoRA's alpha, the update is scaled by alpha / rank: a number, or a multiple of the rank such as 2r",
+        above=0,
+        high=65536,
+    )
+    lora_dropout: float = hyperparameter(0.0, "dropout before LoRA's A matrix", low=0, high=0.99)
+    target_modules: str | tuple[str, ...] = hyperparameter(
+        "all-linear",
+        "which layers get LoRA: all-linear, auto (PEFT's choice for the architecture), or a list of names",
+        aliases=["lora_target", "lora_target_modules"],
+        searchable=False,
+    )
+    weight_decay: float = hyperparameter(0.01, "AdamW's decoupled weight decay", low=0, high=10)
+    warmup_ratio: float = hyperparameter(
+        0.05, "share of all steps in which the learning rate rises from 0", low=0, high=1
+    )
+    lr_schedule: str = hyperparameter(
+        "linear",
+        "course of the learning rate after warm-up",
+        choices=["constant", "linear", "cosine"],
+        aliases=["lr_scheduler_type"],
+    )
+    max_grad_norm: float = hyperparameter(
+        1.0, "gradients are scaled down to this norm; 0 switches it off", low=0, high=1e6
+    )
+    max_length: int = hyperparameter(
+        128, "tokens kept of a row; longer rows are cut", low=4, high=1_000_000, searchable=False
+    )
+    pooling: str = hyperparameter(
+        "auto",
+        "how a classifier reads the encoder: first (the family's own head), mean, or auto (the model's "
+        "pooling file where it has one, else first)",
+        choices=["auto", "first", "mean"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPin:
+    """Which weights exactly. What `launch` resolved and every worker must find again."""
+
+    path: str  # as written: hub id, local path, or "package:NAME/PATH"
+    origin: str  # "hub", "local" or "package"
+    pin: str  # commit of a hub model; sha256 over the files of a local or packaged one
+    pooling: str  # what `pooling: auto` means for this model: "first" or "mean"
+    normalize: bool  # whether the model's own pooling files normalise a mean-pooled vector
+    root: str | None = None  # folder a relative local path is resolved against
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenStudy:
+    """To the trainer: load this study's model, tokenizer and data, and keep them."""
+
+    study: int
+    name: str
+    task: str
+    model: ModelPin
+    data: str  # path of the snapshot's JSONL on this machine
+    labels: tuple[str, ...]  # class names in logit order; empty unless the task is classification
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainUnit:
+    """To the trainer: train one (trial, fold) and report every epoch."""
+
+    study: int
+    unit: int
+    lease_epoch: int
+    trial: int
+    repeat: int
+    fold: int
+    seed: int  # of (study seed, configuration, fold, repeat): a repeated unit gives the same numbers
+    settings: Settings
+    train: tuple[int, ...]  # row numbers of the snapshot
+    validation: tuple[int, ...]
+    seconds_left: float | None = None  # device seconds this unit may still take; None: no limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropUnit:
+    """To the trainer: stop this unit at the next step boundary."""
+
+    unit: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """To the trainer: the running unit may take this many device seconds from now on."""
+
+    unit: int
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shutdown:
+    """To the trainer: finish nothing more, exit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """From the trainer: alive, with this device."""
+
+    device: str
+    torch: str
+    transformers: str
+    peft: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOpened:
+    """From the trainer: model and data of the study are loaded."""
+
+    study: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRefused:
+    """From the trainer: model or data of the study cannot be used on this machine."""
+
+    study: int
+    reason: str
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """From the trainer, at most once a second: where the running unit is."""
+
+    unit: int
+    epoch: int
+    step: int
+    steps: int  # of the whole unit
+    loss: float  # training loss of the last step, nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What the unit's model said of each validation item, in the order of `TrainUnit.validation`.
+
+    nats: float32, negative log-likelihood summed over the item's labels or supervised tokens; shape (items,).
+    counts: float32, how many labels or tokens that sum covers; shape (items,).
+    logits: float16, classification at the reported epoch only; shape (items, classes).
+    All little-endian, base64.
+    """
+
+    nats: str
+    counts: str
+    logits: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone:
+    """From the trainer: one epoch was trained and evaluated on the validation fold.
+
+    tallies are additive: any metric of any set of folds is a function of their sum (see `objective`).
+    """
+
+    unit: int
+    lease_epoch: int
+    epoch: int  # 1-based
+    train_loss: float
+    seconds: float  # device seconds of this epoch, training and evaluation
+    tallies: Mapping[str, Any]
+    predictions: Predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitEnded:
+    """From the trainer: nothing more will come of this unit."""
+
+    unit: int
+    lease_epoch: int
+    outcome: Outcome
+    reason: str = ""
+    evidence: str = ""  # traceback, for an exception
+
+
+MESSAGES: Mapping[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        OpenStudy,
+        TrainUnit,
+        DropUnit,
+        Limit,
+        Shutdown,
+        Ready,
+        StudyOpened,
+        StudyRefused,
+        Progress,
+        EpochDone,
+        UnitEnded,
+    )
+}
+
+_NESTED: Mapping[str, type[Any]] = {"model": ModelPin, "settings": Settings, "predictions": Predictions}
+
+
+def encode(message: Any) -> str:
+    """One line of JSON for a message of `MESSAGES`. Non-finite floats travel as Python's NaN and Infinity."""
+    return json.dumps({"type": type(message).__name__, **dataclasses.asdict(message)})
+
+
+def decode(line: str) -> Any:
+    """The message of one line.
+
+    Raises:
+        ValueError: the line is no JSON object of a known type with exactly that type's fields.
+    """
+    try:
+        values = json.loads(line)
+        cls = MESSAGES[values.pop("type")]
+        return build(cls, values)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not a message: {line[:200]!r} ({error})") from error
+
+
+def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """A frozen value from plain JSON: nested values are built, lists become tuples."""
+    ready: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in _NESTED and isinstance(value, Mapping):
+            ready[name] = build(_NESTED[name], value)
+        elif name == "outcome":
+            ready[name] = Outcome(value)
+        else:
+            ready[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**ready)
+
+
+def pack_floats(values: Sequence[float], typecode: str = "f") -> str:
+    """float32 (typecode "f"), little-endian, base64."""
+    return base64.b64encode(array(typecode, values).tobytes()).decode("ascii")
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from its parts: equal parts give equal seeds on every machine and in every process."""
+    text = json.dumps([str(part) for part in parts])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is equal for equal values: sorted keys, no blanks."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 of `canonical(value)`, hexadecimal."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Pulls units of work from a study and trains them."""
