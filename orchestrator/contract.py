@@ -72,9 +72,7 @@ class Settings:
     together are the *default configuration* that every study runs beside its trials.
     """
 
-    learning_rate: float = hyperparameter(
-        2e-4, "AdamW's peak learning rate", above=0, high=10, aliases=["lr"]
-    )
+    learning_rate: float = hyperparameter(2e-4, "AdamW's peak learning rate", above=0, high=10, aliases=["lr"])
     batch_size: int = hyperparameter(
         8,
         "rows in one optimizer step (the effective batch)",

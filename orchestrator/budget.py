@@ -1,0 +1,39 @@
+"""The budget of device hours, summed over all workers of a study."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from orchestrator import lifecycle
+
+
+def hours_spent(connection: Connection, study_id: int) -> bool:
+    """Whether one more epoch, as long as those so far, would pass the limit."""
+    total, used, epoch, _ = _usage(connection, study_id)
+    return total is not None and used + epoch > total * 3600
+
+
+def used_seconds(connection: Connection, study_id: int) -> float:
+    """Device seconds of every reported epoch."""
+    return _usage(connection, study_id)[1]
+
+
+def seconds_left(connection: Connection, study_id: int) -> float | None:
+    """Device seconds that each running unit may still take; None: no limit."""
+    total, used, _, running = _usage(connection, study_id)
+    return lifecycle.seconds_left(total, used, running)
+
+
+def _usage(connection: Connection, study_id: int) -> tuple[float | None, float, float, int]:
+    """(hours allowed, seconds used, mean seconds of an epoch, units running)."""
+    row = connection.execute(
+        text(
+            "SELECT s.hours_total, "
+            "(SELECT coalesce(sum(seconds), 0) FROM unit WHERE study = s.id), "
+            "(SELECT coalesce(avg(r.seconds), 0) FROM result r JOIN unit u ON u.id = r.unit WHERE u.study = s.id), "
+            "(SELECT count(*) FROM unit WHERE study = s.id AND state = 'leased') "
+            "FROM study s WHERE s.id = :id"
+        ),
+        {"id": study_id},
+    ).one()
+    return row[0], float(row[1]), float(row[2]), int(row[3])

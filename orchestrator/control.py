@@ -1,0 +1,87 @@
+"""Stop, resume and delete a study."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, Engine, text
+
+from orchestrator import projection, queries, study
+from orchestrator.database.engine import transaction
+from orchestrator.errors import USAGE, FoldtuneError
+from orchestrator.reconcile import settle
+
+
+def stop(engine: Engine, name: str) -> str:
+    """Cancel what is open and let no more begin; workers notice within seconds. What to say about it."""
+    with transaction(engine) as connection:
+        record = queries.lock_study(connection, queries.study(connection, name).id)
+        if record.state != "open":
+            return f"study {name!r} is {record.state}; nothing was changed"
+        connection.execute(text("UPDATE study SET state = 'stopped' WHERE id = :id"), {"id": record.id})
+        for statement in (
+            "UPDATE unit SET state = 'cancelled', expires_at = NULL, ended_at = now(), "
+            "reason = 'the study was stopped' WHERE study = :id AND state IN ('waiting', 'leased')",
+            "UPDATE trial SET state = 'cancelled', closed_at = now(), reason = 'the study was stopped' "
+            "WHERE study = :id AND state IN ('waiting', 'running')",
+        ):
+            connection.execute(text(statement), {"id": record.id})
+    projection.project(engine, name)
+    return f"study {name!r} stopped; finished folds are kept, `foldtune resume {name}` goes on from them"
+
+
+def resume(engine: Engine, name: str, *, trials: int | None = None, hours: float | None = None) -> str:
+    """Make cancelled trials wait again, with a raised budget if one is given. What to say about it.
+
+    Raises:
+        FoldtuneError: the new budget is below what was used, or a grid cannot have more points.
+    """
+    with transaction(engine) as connection:
+        record = queries.lock_study(connection, queries.study(connection, name).id)
+        used = queries.scalar(connection, "SELECT count(*) FROM trial WHERE study = :id AND searched", id=record.id)
+        if trials is not None and record.spec.search.sampler == "grid" and trials != record.trials_total:
+            raise FoldtuneError(f"a grid has its {record.trials_total} points and no more", code=USAGE)
+        if trials is not None and trials < used:
+            raise FoldtuneError(f"--trials is a total and {used} trials exist — got {trials}", code=USAGE)
+        if hours is not None and hours <= 0:
+            raise FoldtuneError(f"--hours must be above 0 — got {hours:g}", code=USAGE)
+        waiting = _revive(connection, record.id)
+        connection.execute(
+            text(
+                "UPDATE study SET state = 'open', trials_total = coalesce(:trials, trials_total), "
+                "hours_total = coalesce(:hours, hours_total) WHERE id = :id"
+            ),
+            {"id": record.id, "trials": trials, "hours": hours},
+        )
+        settle(connection, queries.lock_study(connection, record.id))
+        state = queries.scalar(connection, "SELECT CAST(state AS text) FROM study WHERE id = :id", id=record.id)
+    projection.project(engine, name)
+    return f"study {name!r} is {state}; {waiting} cancelled trials wait again"
+
+
+def _revive(connection: Connection, study_id: int) -> int:
+    connection.execute(
+        text(
+            "UPDATE unit SET state = 'waiting', worker = NULL, ended_at = NULL, reason = '' WHERE state = 'cancelled' "
+            "AND trial IN (SELECT id FROM trial WHERE study = :id AND state = 'cancelled')"
+        ),
+        {"id": study_id},
+    )
+    # A cancelled Optuna trial cannot run again: the revived trial gets a new one when it opens.
+    return connection.execute(
+        text(
+            "UPDATE trial SET state = 'waiting', reason = '', closed_at = NULL, opened_at = NULL, number = NULL, "
+            "told = false, generation = generation + 1 WHERE study = :id AND state = 'cancelled'"
+        ),
+        {"id": study_id},
+    ).rowcount
+
+
+def delete(engine: Engine, name: str) -> None:
+    """Remove a study, its results and its Optuna study for good."""
+    with transaction(engine) as connection:
+        record = queries.lock_study(connection, queries.study(connection, name).id)
+        study.delete(engine.url, name)
+        connection.execute(text("DELETE FROM study WHERE id = :id"), {"id": record.id})
+        connection.execute(
+            text("DELETE FROM snapshot WHERE sha256 = :sha256 AND sha256 NOT IN (SELECT snapshot FROM study)"),
+            {"sha256": record.snapshot},
+        )

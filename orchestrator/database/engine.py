@@ -1,0 +1,136 @@
+"""Connections to the study database. psycopg2 and Postgres only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+
+from orchestrator.database.migrate import migrate
+from orchestrator.errors import NO_PERMISSION, UNAVAILABLE, USAGE, FoldtuneError
+
+DEADLINE_SECONDS = 10
+
+# The kernel retries a dead peer for many minutes by default; with these a lost link is an error after about 5 s.
+CONNECT_ARGS = {
+    "connect_timeout": DEADLINE_SECONDS,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+    "application_name": "foldtune",
+    "options": "-c search_path=foldtune,public -c timezone=UTC -c lock_timeout=9s",
+}
+
+
+def storage_url(storage: str | None) -> URL:
+    """Where the studies are: `--storage`, else OPTUNA_STORAGE, else the embedded Postgres, which is started.
+
+    A URL without a password takes it from the file that FOLDTUNE_DB_PASSWORD_FILE names, if that is set.
+
+    Raises:
+        FoldtuneError: not a Postgres URL, or the embedded server cannot be started.
+    """
+    given = storage or os.environ.get("OPTUNA_STORAGE")
+    if not given:
+        from orchestrator.database.server import ensure_running
+
+        return make_url(ensure_running())
+    return _with_password_file(parse_url(given))
+
+
+def parse_url(given: str) -> URL:
+    """A URL for psycopg2: `postgres://` and `postgresql://` mean it, other databases are refused.
+
+    Raises:
+        FoldtuneError: exit code 2.
+    """
+    try:
+        url = make_url(given)
+    except ArgumentError:
+        raise FoldtuneError(
+            "the storage must be a URL such as postgresql://user@host:5432/database", code=USAGE
+        ) from None
+    backend, _, driver = url.drivername.partition("+")
+    if backend not in ("postgres", "postgresql") or driver not in ("", "psycopg2"):
+        raise FoldtuneError(
+            f"the storage must be Postgres through psycopg2 — got {url.drivername}://",
+            help="leave --storage and OPTUNA_STORAGE out to use the embedded Postgres",
+            code=USAGE,
+        )
+    return url.set(drivername="postgresql+psycopg2")
+
+
+def _with_password_file(url: URL) -> URL:
+    path = os.environ.get("FOLDTUNE_DB_PASSWORD_FILE")
+    if url.password or not path:
+        return url
+    try:
+        password = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise FoldtuneError(f"FOLDTUNE_DB_PASSWORD_FILE cannot be read: {error.strerror}", code=NO_PERMISSION) from None
+    if not password:
+        raise FoldtuneError(f"FOLDTUNE_DB_PASSWORD_FILE {path} is empty", code=NO_PERMISSION)
+    return url.set(password=password)
+
+
+@cache
+def connect(url: URL) -> Engine:
+    """The engine of this process for a storage, its schema up to date.
+
+    Raises:
+        FoldtuneError: the database does not answer or refuses; says which of the two and what to do.
+    """
+    engine = create_engine(url, pool_pre_ping=True, pool_size=2, max_overflow=2, connect_args=dict(CONNECT_ARGS))
+    with readable_errors(url):
+        migrate(engine)
+    return engine
+
+
+@contextmanager
+def readable_errors(url: URL | None = None) -> Iterator[None]:
+    """Turn database failures into one line for the user."""
+    try:
+        yield
+    except OperationalError as error:
+        raise _explain(error, url) from None
+    except DBAPIError as error:
+        if error.connection_invalidated or "permission denied" in str(error.orig):
+            raise _explain(error, url) from None
+        raise
+
+
+def _explain(error: DBAPIError, url: URL | None) -> FoldtuneError:
+    said = str(error.orig).strip()
+    where = f"{url.host}:{url.port or 5432}/{url.database}" if url is not None else "the database"
+    for needle, message, code in (
+        ("password authentication failed", "refuses the user or password", NO_PERMISSION),
+        ("no password supplied", "wants a password", NO_PERMISSION),
+        ("permission denied", "lets this user connect but not create or change foldtune's tables", NO_PERMISSION),
+        ("does not exist", "has no such database or role", UNAVAILABLE),
+        ("could not translate host name", "has a host name that cannot be found", UNAVAILABLE),
+        ("Connection refused", "refuses connections: no server there", UNAVAILABLE),
+        ("timeout expired", f"did not answer within {DEADLINE_SECONDS} s", UNAVAILABLE),
+        (
+            "too many clients",
+            "has no free connection left; raise max_connections or lower the workers",
+            UNAVAILABLE,
+        ),
+        ("lock timeout", "kept a row locked for 9 s", UNAVAILABLE),
+    ):
+        if needle in said:
+            return FoldtuneError(f"Postgres at {where} {message}", help="", code=code)
+    return FoldtuneError(f"Postgres at {where}: {said.splitlines()[0] if said else error}", code=UNAVAILABLE)
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One transaction; committed at the end, rolled back on any exception."""
+    with readable_errors(engine.url), engine.begin() as connection:
+        yield connection

@@ -1,0 +1,228 @@
+"""Rows of a user's file -> a frozen snapshot with a sha256, or every problem with its line.
+
+A snapshot is canonical JSONL: one object a row, with only the columns the task needs, under foldtune's names.
+Workers train on the snapshot, never on the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import readers
+from orchestrator.contract import canonical
+from orchestrator.errors import BAD_DATA, BadInput, Problem
+from orchestrator.readers import Row
+from orchestrator.spec import DataSource
+
+SHOWN = 5  # problems of one kind that are listed one by one
+EMBEDDED_BYTES = 64 * 2**20  # a larger snapshot is not stored in the database
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The study's rows, frozen."""
+
+    content: bytes  # canonical JSONL, UTF-8
+    sha256: str
+    rows: int
+    labels: tuple[str, ...] | None  # of every row; classification only
+    groups: tuple[str, ...] | None  # rows that must stay together; None: every row by itself
+    cautions: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in logit order; empty without labels."""
+        return tuple(sorted(set(self.labels or ())))
+
+
+def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot:
+    """Read, check and freeze the rows.
+
+    Raises:
+        BadInput: with the first problems of each kind (exit code 65).
+    """
+    file = source.path
+    raw = readers.read(source, folder)
+    columns = _columns(source, task, raw, file)
+    rows, problems = _canonical_rows(raw, columns, task, source.group, file)
+    if not problems and not rows:
+        problems = [Problem(code="data", message="no rows", file=file)]
+    if problems:
+        raise BadInput(_shorten(problems), code=BAD_DATA)
+    rows = _limit(rows, source.limit, seed)
+    labels = tuple(row["label"] for row in rows) if task == "classification" else None
+    groups, cautions = _groups(rows, labels)
+    content = "".join(canonical(row) + "\n" for row in rows).encode()
+    return Snapshot(content, hashlib.sha256(content).hexdigest(), len(rows), labels, groups, cautions)
+
+
+def rows_of(content: bytes) -> list[dict[str, Any]]:
+    """The rows of a snapshot's content."""
+    return [json.loads(line) for line in content.decode().splitlines()]
+
+
+def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:
+    """Canonical name -> the user's column."""
+    if task == "classification":
+        return {"text": source.text or "text", "label": source.label or "label"}
+    if source.messages:
+        return {"messages": source.messages}
+    if source.prompt or source.completion:
+        return {"prompt": source.prompt or "prompt", "completion": source.completion or "completion"}
+    if source.text:
+        return {"text": source.text}
+    names = set(raw[0].values) if raw else set()
+    for kind in (("messages",), ("prompt", "completion"), ("text",)):
+        if set(kind) <= names:
+            return {name: name for name in kind}
+    message = "rows must have text, prompt with completion, or messages"
+    have = ", ".join(sorted(names))
+    help = f"columns are {have}; name yours, for example `data: {{text: {min(names, default='x')}}}`"
+    raise BadInput([Problem(code="columns", message=message, help=help, file=file)], code=BAD_DATA)
+
+
+def _canonical_rows(
+    raw: Sequence[Row], columns: Mapping[str, str], task: str, group: str | None, file: str
+) -> tuple[list[dict[str, Any]], list[Problem]]:
+    rows, problems = [], []
+    wanted = {**columns, **({"group": group} if group else {})}
+    for row in raw:
+        values: dict[str, Any] = {}
+        for name, column in wanted.items():
+            if column not in row.values:
+                have = ", ".join(sorted(row.values)) or "nothing"
+                problems.append(_problem("column", file, row, f"no column '{column}' (there is {have})"))
+                continue
+            value, wrong = _value(name, row.values[column])
+            if wrong:
+                problems.append(_problem(wrong.split()[0], file, row, f"'{column}' {wrong}"))
+            values[name] = value
+        rows.append(values)
+    return rows, problems
+
+
+def _problem(code: str, file: str, row: Row, message: str) -> Problem:
+    return Problem(code=f"data-{code}", message=message, file=file, line=row.line)
+
+
+def _value(name: str, value: Any) -> tuple[Any, str]:
+    """(canonical value, "") or (None, what is wrong)."""
+    if name in ("label", "group"):
+        if isinstance(value, bool | int | str) and str(value).strip():
+            return _clean(str(value).lower() if isinstance(value, bool) else str(value))
+        if isinstance(value, float) and value.is_integer():
+            return str(int(value)), ""
+        return None, f"must be text or a whole number — got {value!r:.60}"
+    if name == "messages":
+        return _messages(value)
+    if not isinstance(value, str):
+        return None, f"must be text — got {value!r:.60}"
+    if not value.strip():
+        return None, "is empty"
+    return _clean(value)
+
+
+def _clean(text: str) -> tuple[str | None, str]:
+    if "\x00" in text:
+        return None, "holds the character U+0000, which Postgres refuses"
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        return None, "holds half a surrogate pair, which is no text"
+    return text, ""
+
+
+def _messages(value: Any) -> tuple[Any, str]:
+    if not isinstance(value, list) or not value:
+        return None, "must be a list of {role, content} — got " + repr(value)[:60]
+    turns = []
+    for turn in value:
+        if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
+            return None, "must be a list of {role, content}, both text — got " + repr(turn)[:60]
+        wrong = _clean(turn["content"])[1] or _clean(turn["role"])[1]
+        if wrong:
+            return None, wrong
+        turns.append({"role": turn["role"], "content": turn["content"]})
+    if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in turns):
+        return None, "has no assistant turn to learn from"
+    return turns, ""
+
+
+def _shorten(problems: Sequence[Problem]) -> list[Problem]:
+    """The first few of every kind, and a count of the rest."""
+    by_kind: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_kind.setdefault(problem.code, []).append(problem)
+    shown = []
+    for code, group in by_kind.items():
+        shown += group[:SHOWN]
+        if len(group) > SHOWN:
+            shown.append(Problem(code=code, message=f"and {len(group) - SHOWN} more rows", file=group[0].file))
+    return shown
+
+
+def _limit(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
+    """At most `limit` rows in their order; with labels, an even share of each class first."""
+    if limit is None or limit >= len(rows):
+        return rows
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    turn: Counter[Any] = Counter()
+    ranks = []
+    for index in order:
+        label = rows[index].get("label")
+        ranks.append((turn[label], index))
+        turn[label] += 1
+    chosen = sorted(index for _, index in sorted(ranks, key=lambda rank: rank[0])[:limit])
+    return [rows[index] for index in chosen]
+
+
+def _groups(
+    rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Rows that must stay in one fold: the user's groups, and equal texts, joined where they touch."""
+    texts = [_fingerprint(row) for row in rows]
+    repeated = [count for count in Counter(texts).values() if count > 1]
+    cautions = []
+    if repeated:
+        cautions.append(
+            f"{sum(repeated)} rows repeat another row's text and would leak between folds; each set stays in one fold"
+        )
+        if labels is not None and len(set(zip(texts, labels, strict=True))) > len(set(texts)):
+            cautions.append("some equal texts have different labels: no model can get all of them right")
+    if not repeated and not any("group" in row for row in rows):
+        return None, tuple(cautions)
+    groups = (f"group {row['group']}" if "group" in row else None for row in rows)
+    keys = [(group, f"text {fingerprint}") for group, fingerprint in zip(groups, texts, strict=True)]
+    return _components(keys), tuple(cautions)
+
+
+def _fingerprint(row: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in row.items() if key not in ("label", "group")}
+    text = unicodedata.normalize("NFKC", canonical(content)).casefold()
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+
+
+def _components(keys: Sequence[Iterable[str | None]]) -> tuple[str, ...]:
+    """A name for each row such that rows sharing any key share the name (union-find)."""
+    parent: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    firsts = []
+    for row_keys in keys:
+        present = [key for key in row_keys if key is not None]
+        for other in present[1:]:
+            parent[find(other)] = find(present[0])
+        firsts.append(present[0])
+    return tuple(find(first) for first in firsts)

@@ -1,0 +1,143 @@
+"""Which weights exactly: a model source of a study file -> a ModelPin. Loads no weights and no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from orchestrator.contract import ModelPin
+from orchestrator.errors import USAGE, BadInput, FoldtuneError, Problem
+from orchestrator.spec import ModelSource
+
+IGNORED = frozenset({".git", "__pycache__", ".cache"})
+
+
+def origin(source: ModelSource, folder: Path) -> str:
+    """Where a model path leads: "package", "local" or "hub"."""
+    if source.path.startswith("package:"):
+        return "package"
+    local = source.path.startswith((".", "/", "~")) or local_folder(source.path, folder).exists()
+    return "local" if local else "hub"
+
+
+def local_folder(path: str, folder: Path) -> Path:
+    """The folder of a local or packaged model.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
+    if not path.startswith("package:"):
+        return folder / Path(path).expanduser()
+    name, _, inner = path.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"no installed package {name!r}")
+    return Path(next(iter(found.submodule_search_locations))) / inner
+
+
+def check(source: ModelSource, folder: Path, file: str) -> list[Problem]:
+    """What is wrong with a model source, as far as can be said without a network."""
+    kind = origin(source, folder)
+    if kind == "hub":
+        return []
+    try:
+        where = local_folder(source.path, folder)
+    except FileNotFoundError as error:
+        help = "pip install it; the quickstart's model comes with `make env`"
+        return [Problem(code="model", message=f"model {source.path!r}: {error}", help=help, file=file)]
+    if not where.is_dir():
+        return [Problem(code="model", message=f"model {source.path!r}: no such folder {where}", file=file)]
+    if (where / "adapter_config.json").exists() and not (where / "config.json").exists():
+        base = _json(where / "adapter_config.json").get("base_model_name_or_path", "another model")
+        message = f"model {source.path!r} is a LoRA adapter for {base}, not a base model"
+        return [Problem(code="model", message=message, file=file)]
+    problems = []
+    if not (where / "config.json").is_file():
+        problems.append(f"model {source.path!r}: no config.json in {where}")
+    elif _json(where / "config.json").get("auto_map"):
+        problems.append(f"model {source.path!r} asks to run its own code, which foldtune never does")
+    if not list(where.glob("*.safetensors")):
+        problems.append(f"model {source.path!r}: no *.safetensors in {where}; other weight formats can run code")
+    return [Problem(code="model", message=message, file=file) for message in problems]
+
+
+def pin(source: ModelSource, folder: Path) -> ModelPin:
+    """Resolve a source for good: the commit of a hub model, a hash over the files of a local one.
+
+    Raises:
+        BadInput: the model cannot be used. FoldtuneError: the hub does not answer or refuses.
+    """
+    problems = check(source, folder, "")
+    if problems:
+        raise BadInput(problems)
+    kind = origin(source, folder)
+    if kind == "hub":
+        return _pin_hub(source)
+    where = local_folder(source.path, folder)
+    pooling, normalize = _pooling(where)
+    root = str(folder) if kind == "local" and not Path(source.path).expanduser().is_absolute() else None
+    return ModelPin(
+        path=source.path, origin=kind, pin=content_hash(where), pooling=pooling, normalize=normalize, root=root
+    )
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 over the names and contents of a model's files, hexadecimal."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not IGNORED & set(path.parts)):
+        total.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _pooling(folder: Path) -> tuple[str, bool]:
+    """(first or mean, normalise?) as the model's own sentence-transformers files say; first without them."""
+    if not (folder / "modules.json").is_file():
+        return "first", False
+    modules = _json(folder / "modules.json")
+    kinds = {str(module.get("type", "")).rpartition(".")[2]: module.get("path", "") for module in modules}
+    if "Pooling" not in kinds or not (folder / kinds["Pooling"] / "config.json").is_file():
+        return "first", False
+    mean = _json(folder / kinds["Pooling"] / "config.json").get("pooling_mode_mean_tokens", False)
+    return ("mean", "Normalize" in kinds) if mean else ("first", False)
+
+
+def _pin_hub(source: ModelSource) -> ModelPin:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    names = ["config.json", "modules.json", "1_Pooling/config.json"]
+    try:
+        commit = huggingface_hub.HfApi().model_info(source.path, revision=source.revision).sha
+        if commit is None:
+            raise FoldtuneError(f"model {source.path!r}: the hub names no commit", code=USAGE)
+        folder = huggingface_hub.snapshot_download(source.path, revision=commit, allow_patterns=names)
+    except errors.GatedRepoError:
+        raise _hub_error(source, "is gated: accept its terms on its page and set HF_TOKEN") from None
+    except errors.RepositoryNotFoundError:
+        raise _hub_error(source, "is neither a folder here nor a model of the hub (or it is private)") from None
+    except errors.RevisionNotFoundError:
+        raise _hub_error(source, f"has no revision {source.revision!r}") from None
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise _hub_error(source, f"cannot be looked up on the hub: {str(error).splitlines()[0]}") from None
+    except errors.HFValidationError as error:
+        raise _hub_error(source, f"is no folder here and no model id: {error}") from None
+    if _json(Path(folder) / "config.json").get("auto_map"):
+        raise _hub_error(source, "asks to run its own code, which foldtune never does")
+    pooling, normalize = _pooling(Path(folder))
+    return ModelPin(path=source.path, origin="hub", pin=commit, pooling=pooling, normalize=normalize)
+
+
+def _hub_error(source: ModelSource, message: str) -> FoldtuneError:
+    return FoldtuneError(f"model {source.path!r} {message}", code=USAGE)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

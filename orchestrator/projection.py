@@ -1,0 +1,104 @@
+"""Make Optuna show what foldtune's tables say. Idempotent: whoever comes next completes what a crash left.
+
+Everything here runs under the study's row lock, so two processes never start the same Optuna trial twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+import foldtune
+from orchestrator import lifecycle, objective, queries, study, words
+from orchestrator.contract import digest
+from orchestrator.database.engine import transaction
+from orchestrator.records import FoldResult, StudyRecord, TrialRecord
+from orchestrator.study import Past
+
+
+def project(engine: Engine, name: str) -> None:
+    """Bring the Optuna study of `name` up to date."""
+    with transaction(engine) as connection:
+        found = queries.study(connection, name)
+        record = queries.lock_study(connection, found.id)
+        attributes = {
+            "foldtune:version": foldtune.__version__,
+            "foldtune:digest": record.spec.digest(),
+            "foldtune:snapshot": record.snapshot,
+            "foldtune:folds": record.plan.digest(),
+        }
+        shown = study.open_projection(engine.url, name, maximize=record.spec.maximize, attributes=attributes)
+        trials = queries.trials(connection, record.id)
+        for trial in trials:
+            if trial.in_space and trial.state != "waiting" and trial.number is None:
+                _start(connection, shown, record, trial)
+        for number in study.orphans(shown, [trial.key for trial in trials]):
+            study.drop_orphan(shown, number)
+        trials = queries.trials(connection, record.id)
+        _tell_ended(connection, shown, record, trials)
+        _note(connection, shown, record, trials)
+
+
+def past_of(connection: Connection, record: StudyRecord, trials: list[TrialRecord]) -> list[Past]:
+    """What the sampler may know: every opened trial whose values lie in the space."""
+    known = [trial for trial in trials if trial.in_space and trial.state != "waiting"]
+    results = _by_trial(queries.fold_results(connection, record.id))
+    return [_past(record, trial, results) for trial in known]
+
+
+def running_values(record: StudyRecord, results: list[FoldResult]) -> list[float]:
+    """The objective pooled over the first 1, 2, ... finished folds."""
+    sums = itertools.accumulate((result.tallies for result in results), lambda a, b: objective.add([a, b]))
+    values = [objective.metrics(tallies)[record.spec.objective] for tallies in sums]
+    return [float(value) for value in values]
+
+
+def _past(record: StudyRecord, trial: TrialRecord, results: dict[int, list[FoldResult]]) -> Past:
+    folds = results.get(trial.duplicate_of or trial.id, [])
+    reports = running_values(record, folds) if trial.state in lifecycle.TERMINAL else []
+    return Past(params=trial.params, state=trial.state, value=trial.value, reports=reports)
+
+
+def _start(connection: Connection, shown: Any, record: StudyRecord, trial: TrialRecord) -> None:
+    attributes = {"origin": trial.origin}
+    number = study.show_start(shown, trial.key, trial.params, record.spec.space, attributes)
+    connection.execute(text("UPDATE trial SET number = :number WHERE id = :id"), {"number": number, "id": trial.id})
+
+
+def _tell_ended(connection: Connection, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:
+    untold = [trial for trial in trials if trial.state in lifecycle.TERMINAL and not trial.told]
+    if not untold:
+        return
+    results = _by_trial(queries.fold_results(connection, record.id))
+    for trial in untold:
+        if trial.number is not None:
+            folds = results.get(trial.duplicate_of or trial.id, [])
+            attributes = _attributes(record, folds)
+            note = words.trial_note(record, trial, folds)
+            study.show_end(shown, trial.number, _past(record, trial, results), attributes, note)
+        connection.execute(text("UPDATE trial SET told = true WHERE id = :id"), {"id": trial.id})
+
+
+def _attributes(record: StudyRecord, folds: list[FoldResult]) -> dict[str, Any]:
+    if not folds:
+        return {}
+    pooled = objective.metrics(objective.add(fold.tallies for fold in folds))
+    each = {
+        f"repeat {fold.repeat} fold {fold.fold}": round(objective.validation_loss(fold.tallies), 6) for fold in folds
+    }
+    return {**{name: round(value, 6) for name, value in pooled.items()}, "fold losses": each}
+
+
+def _note(connection: Connection, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:
+    note = words.study_note(record, trials)
+    if digest(note) != record.noted:
+        study.save_note(shown, None, note)
+        connection.execute(
+            text("UPDATE study SET noted = :noted WHERE id = :id"), {"noted": digest(note), "id": record.id}
+        )
+
+
+def _by_trial(results: list[FoldResult]) -> dict[int, list[FoldResult]]:
+    return {trial: list(group) for trial, group in itertools.groupby(results, key=lambda result: result.trial)}

@@ -1,0 +1,63 @@
+"""Reads that several use cases share: rows -> frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from orchestrator.errors import USAGE, FoldtuneError
+from orchestrator.hyperparameters import did_you_mean
+from orchestrator.records import FoldResult, StudyRecord, TrialRecord
+
+
+def study(connection: Connection, name: str) -> StudyRecord:
+    """A study by name.
+
+    Raises:
+        FoldtuneError: there is none; suggests a near name.
+    """
+    row = connection.execute(text("SELECT * FROM study WHERE name = :name"), {"name": name}).mappings().one_or_none()
+    if row is None:
+        names = study_names(connection)
+        help = did_you_mean(name, names).replace("known keys", "studies") if names else "`foldtune launch` makes one"
+        raise FoldtuneError(f"no study named {name!r}", help=help, code=USAGE)
+    return StudyRecord.from_row(dict(row))
+
+
+def study_names(connection: Connection, *, open_only: bool = False) -> list[str]:
+    """Names of studies, oldest first."""
+    query = "SELECT name FROM study WHERE state = 'open' OR NOT :open_only ORDER BY created_at, id"
+    return [str(name) for name in connection.execute(text(query), {"open_only": open_only}).scalars()]
+
+
+def lock_study(connection: Connection, study_id: int) -> StudyRecord:
+    """The study's row, locked until the transaction ends: whoever decides about a study holds this lock."""
+    row = connection.execute(text("SELECT * FROM study WHERE id = :id FOR UPDATE"), {"id": study_id}).mappings().one()
+    return StudyRecord.from_row(dict(row))
+
+
+def trials(connection: Connection, study_id: int) -> list[TrialRecord]:
+    """Every trial of a study, in the order of creation."""
+    rows = connection.execute(text("SELECT * FROM trial WHERE study = :study ORDER BY id"), {"study": study_id})
+    return [TrialRecord.from_row(dict(row)) for row in rows.mappings()]
+
+
+def fold_results(connection: Connection, study_id: int, trial_ids: Sequence[int] | None = None) -> list[FoldResult]:
+    """The last epoch of every finished unit, in the order of (trial, repeat, fold)."""
+    rows = connection.execute(
+        text(
+            "SELECT u.trial, u.repeat, u.fold, r.epoch, r.tallies FROM unit u "
+            "JOIN LATERAL (SELECT epoch, tallies FROM result WHERE unit = u.id ORDER BY epoch DESC LIMIT 1) r ON true "
+            "WHERE u.study = :study AND u.state = 'done' AND (:every OR u.trial = ANY(:trials)) "
+            "ORDER BY u.trial, u.repeat, u.fold"
+        ),
+        {"study": study_id, "every": trial_ids is None, "trials": list(trial_ids or [])},
+    )
+    return [FoldResult(**row) for row in rows.mappings()]
+
+
+def scalar(connection: Connection, query: str, **parameters: Any) -> Any:
+    """One value."""
+    return connection.execute(text(query), parameters).scalar()

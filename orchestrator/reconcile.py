@@ -1,0 +1,126 @@
+"""Derive what the tables imply about a study, and write it. Any crash heals here; run by whoever wants work.
+
+Everything here runs under the study's row lock.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from orchestrator import budget, lifecycle, objective, queries
+from orchestrator.records import StudyRecord
+
+
+def reconcile(connection: Connection, record: StudyRecord) -> None:
+    """Derive what the tables imply, and write it. Run by whoever wants work; any crash heals here."""
+    connection.execute(
+        text(
+            "UPDATE unit SET state = 'waiting', worker = NULL, expires_at = NULL, reason = 'its worker vanished' "
+            "WHERE study = :study AND state = 'leased' AND expires_at < now()"
+        ),
+        {"study": record.id},
+    )
+    settle(connection, record)
+
+
+def settle(connection: Connection, record: StudyRecord) -> None:
+    """Close every trial whose units decide it, and the study when nothing is left to do."""
+    if record.state == "open" and budget.hours_spent(connection, record.id):
+        _cancel_unstarted(connection, record)
+    rows = connection.execute(
+        text(
+            "SELECT t.id, array_agg(CAST(u.state AS text)) AS units FROM trial t JOIN unit u ON u.trial = t.id "
+            "WHERE t.study = :study AND t.state = 'running' GROUP BY t.id ORDER BY t.id"
+        ),
+        {"study": record.id},
+    ).all()
+    for trial_id, units in rows:
+        state = lifecycle.trial_end(units)
+        if state is not None:
+            _close(connection, record, trial_id, state)
+    _close_duplicates(connection, record)
+    _close_study(connection, record)
+
+
+def _close(connection: Connection, record: StudyRecord, trial_id: int, state: str) -> None:
+    value, reason = None, ""
+    if state == "complete":
+        results = queries.fold_results(connection, record.id, [trial_id])
+        value = objective.value(record.spec.objective, (result.tallies for result in results))
+        if value is None:
+            state, reason = "diverged", f"{record.spec.objective} is not finite"
+    else:
+        reason = queries.scalar(
+            connection,
+            "SELECT reason FROM unit WHERE trial = :trial AND state = CAST(:state AS unit_state) LIMIT 1",
+            trial=trial_id,
+            state=state,
+        )
+    connection.execute(
+        text(
+            "UPDATE trial SET state = CAST(:state AS trial_state), value = :value, reason = :reason, "
+            "closed_at = now() WHERE id = :id"
+        ),
+        {"id": trial_id, "state": state, "value": value, "reason": reason or ""},
+    )
+    connection.execute(
+        text(
+            "UPDATE unit SET state = 'cancelled', expires_at = NULL, ended_at = now() "
+            "WHERE trial = :id AND state IN ('waiting', 'leased')"
+        ),
+        {"id": trial_id},
+    )
+
+
+def _close_duplicates(connection: Connection, record: StudyRecord) -> None:
+    """A suggestion that repeats a trial gets that trial's end, without training."""
+    connection.execute(
+        text(
+            "UPDATE trial d SET state = o.state, value = o.value, closed_at = now(), "
+            "opened_at = coalesce(d.opened_at, now()), reason = 'same configuration as trial ' || "
+            "coalesce(CAST(o.number AS text), 'default') FROM trial o "
+            "WHERE d.study = :study AND d.duplicate_of = o.id AND d.state IN ('waiting', 'running') "
+            "AND o.state NOT IN ('waiting', 'running')"
+        ),
+        {"study": record.id},
+    )
+    connection.execute(
+        text(
+            "UPDATE trial SET state = 'running', opened_at = now() "
+            "WHERE study = :study AND duplicate_of IS NOT NULL AND state = 'waiting'"
+        ),
+        {"study": record.id},
+    )
+
+
+def _close_study(connection: Connection, record: StudyRecord) -> None:
+    trials = queries.trials(connection, record.id)
+    state = lifecycle.study_end(
+        trials=[trial.state for trial in trials],
+        trials_used=sum(trial.searched for trial in trials),
+        trials_total=record.trials_total,
+        hours_spent=budget.hours_spent(connection, record.id),
+    )
+    if state is not None:
+        connection.execute(
+            text("UPDATE study SET state = CAST(:state AS study_state) WHERE id = :id AND state = 'open'"),
+            {"state": state, "id": record.id},
+        )
+
+
+def _cancel_unstarted(connection: Connection, record: StudyRecord) -> None:
+    """The hours are used up: trials that cannot get all their folds end here, planned ones too."""
+    connection.execute(
+        text(
+            "UPDATE unit SET state = 'cancelled', ended_at = now(), reason = 'the budget of device hours is used up' "
+            "WHERE study = :study AND state = 'waiting'"
+        ),
+        {"study": record.id},
+    )
+    connection.execute(
+        text(
+            "UPDATE trial SET state = 'cancelled', closed_at = now(), "
+            "reason = 'the budget of device hours is used up' WHERE study = :study AND state = 'waiting'"
+        ),
+        {"study": record.id},
+    )

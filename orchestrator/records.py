@@ -1,0 +1,118 @@
+"""Frozen values from rows of foldtune's schema. One constructor each, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.contract import ModelPin, Settings, build
+from orchestrator.folds import FoldPlan
+from orchestrator.spec import Budget, StudySpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """One study as the database has it."""
+
+    id: int
+    name: str
+    spec: StudySpec  # with the budget of the row, which `resume` may have raised
+    model: ModelPin
+    snapshot: str  # sha256
+    labels: tuple[str, ...]
+    folder: str
+    plan: FoldPlan
+    floor: Mapping[str, float] | None
+    state: str
+    suggestions: int
+    noted: str | None
+    source: str
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> StudyRecord:
+        spec = StudySpec.model_validate(row["spec"])
+        budget = Budget(trials=row["trials_total"], hours=row["hours_total"])
+        plan = FoldPlan(row["plan"]["folds"], tuple(tuple(repeat) for repeat in row["plan"]["assignment"]))
+        return cls(
+            id=row["id"],
+            name=row["name"],
+            spec=spec.model_copy(update={"budget": budget}),
+            model=build(ModelPin, row["model"]),
+            snapshot=row["snapshot"],
+            labels=tuple(row["labels"]),
+            folder=row["folder"],
+            plan=plan,
+            floor=row["floor"],
+            state=row["state"],
+            suggestions=row["suggestions"],
+            noted=row["noted"],
+            source=row["source"],
+        )
+
+    @property
+    def trials_total(self) -> int:
+        """The budget of searched trials."""
+        return self.spec.budget.trials or 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial as the database has it."""
+
+    id: int
+    number: int | None
+    searched: bool
+    is_default: bool
+    in_space: bool
+    origin: str
+    params: Mapping[str, Any]
+    settings: Settings
+    state: str
+    value: float | None
+    reason: str
+    duplicate_of: int | None
+    generation: int
+    told: bool
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> TrialRecord:
+        names = cls.__dataclass_fields__
+        return cls(**{**{name: row[name] for name in names}, "settings": build(Settings, row["settings"])})
+
+    @property
+    def key(self) -> str:
+        """Ties the Optuna trial to this row, and to this life of it."""
+        return f"{self.id}.{self.generation}"
+
+    @property
+    def name(self) -> str:
+        """What people call it: its number in Optuna, or "default"."""
+        return "default" if self.is_default else str(self.number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldResult:
+    """What one unit reported at its last epoch."""
+
+    trial: int
+    repeat: int
+    fold: int
+    epoch: int
+    tallies: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """A worker's right to one unit. Every write carries `epoch`, the fencing token."""
+
+    study: int
+    trial: int
+    unit: int
+    epoch: int
+    repeat: int
+    fold: int
+    attempt: int
+    settings: Settings
+    configuration: str
+    seconds_left: float | None

@@ -1,0 +1,224 @@
+"""The search space: entries of a study file <-> configurations <-> Optuna distributions (pure)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import hyperparameters
+from orchestrator.contract import Settings, digest
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Params = Mapping[str, Any]  # one value for every searched name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """A list of values, each as likely as the others."""
+
+    choices: tuple[Any, ...]
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.choices
+
+    def points(self) -> tuple[Any, ...]:
+        return self.choices
+
+    def to_json(self) -> dict[str, Any]:
+        return {"choices": list(self.choices)}
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.choices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """All numbers from low to high, both included; on a log scale, or in steps."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    whole: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        if self.step is None:
+            return not self.whole or float(value).is_integer()
+        return math.isclose((value - self.low) / self.step % 1.0, 0.0, abs_tol=1e-9)
+
+    def points(self) -> tuple[Any, ...]:
+        """The grid's values. Only a whole range or one with a step has them."""
+        step = self.step or 1
+        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        values = (self.low + index * step for index in range(count))
+        return tuple(int(value) if self.whole else float(f"{value:.12g}") for value in values)
+
+    def to_json(self) -> dict[str, Any]:
+        entry: dict[str, Any] = {"low": self.low, "high": self.high}
+        return entry | ({"log": True} if self.log else {}) | ({"step": self.step} if self.step else {})
+
+    def distribution(self) -> BaseDistribution:
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+Entry = Choices | Range
+Space = Mapping[str, Entry]
+
+
+def parse_entry(name: str, raw: Any) -> tuple[Entry | None, list[str]]:
+    """The entry a study file gives for `name`, or what is wrong with it."""
+    if isinstance(raw, list):
+        return _choices(name, raw)
+    if not isinstance(raw, dict):
+        return None, [
+            f"'{name}' must be a list of choices or a map with low and high — got {hyperparameters.show(raw)}"
+        ]
+    if "when" in raw:
+        return None, [f"'{name}': `when` is not supported in this version"]
+    if "choices" in raw:
+        extra = sorted(set(raw) - {"choices"})
+        return (
+            _choices(name, raw["choices"])
+            if not extra
+            else (None, [f"'{name}': choices stand alone, got also {', '.join(extra)}"])
+        )
+    return _range(name, raw)
+
+
+def entry_from_json(name: str, raw: Mapping[str, Any]) -> Entry:
+    """The entry that `to_json` wrote; it was validated then."""
+    entry, problems = parse_entry(name, dict(raw))
+    if entry is None:
+        raise ValueError("; ".join(problems))
+    return entry
+
+
+def _choices(name: str, raw: Any) -> tuple[Choices | None, list[str]]:
+    if not isinstance(raw, list) or not raw:
+        return None, [f"'{name}': choices must be a list of at least one value — got {hyperparameters.show(raw)}"]
+    values, problems = [], []
+    for item in raw:
+        if not isinstance(item, str | int | float | bool | type(None)):
+            problems.append(
+                f"'{name}': choices must be text, numbers, true/false or null — got {hyperparameters.show(item)}"
+            )
+            continue
+        value, problem = hyperparameters.check(name, item)
+        if problem:
+            problems.append(problem)
+        elif value in values:
+            problems.append(
+                f"'{name}': choices {hyperparameters.show(value)} and {hyperparameters.show(item)} are equal"
+            )
+        else:
+            values.append(value)
+    return (None, problems) if problems else (Choices(choices=tuple(values)), [])
+
+
+def _range(name: str, raw: dict[str, Any]) -> tuple[Range | None, list[str]]:
+    known = ("low", "high", "log", "step")
+    problems = [
+        f"'{name}': unknown key '{key}' — {hyperparameters.did_you_mean(key, known)}" for key in raw if key not in known
+    ]
+    problems += [f"'{name}': missing '{key}'" for key in ("low", "high") if key not in raw]
+    kind = hyperparameters.TYPES[name]
+    if kind not in (int, float):
+        problems.append(f"'{name}' is no plain number: give a list of choices")
+    if problems:
+        return None, problems
+    bounds = []
+    for key in ("low", "high"):
+        value, problem = hyperparameters.check(name, raw[key])
+        bounds.append(value)
+        if problem:
+            problems.append(problem.replace(f"'{name}'", f"'{name}.{key}'", 1))
+    log, step = raw.get("log", False), raw.get("step")
+    if not isinstance(log, bool):
+        problems.append(f"'{name}.log' must be true or false — got {hyperparameters.show(log)}")
+    if step is not None:
+        problems += _step_problems(name, step, whole=kind is int)
+    if problems:
+        return None, problems
+    entry = Range(low=bounds[0], high=bounds[1], log=log, step=step, whole=kind is int)
+    problems = _range_problems(name, entry)
+    return (None, problems) if problems else (entry, [])
+
+
+def _step_problems(name: str, step: Any, *, whole: bool) -> list[str]:
+    if isinstance(step, bool) or not isinstance(step, int | float) or not math.isfinite(step) or step <= 0:
+        return [f"'{name}.step' must be a number above 0 — got {hyperparameters.show(step)}"]
+    if whole and step != int(step):
+        return [f"'{name}.step' must be a whole number — got {hyperparameters.show(step)}"]
+    return []
+
+
+def _range_problems(name: str, entry: Range) -> list[str]:
+    if entry.low > entry.high:
+        return [f"'{name}': low {entry.low:g} is above high {entry.high:g}"]
+    if entry.log and entry.low <= 0:
+        return [f"'{name}': a log scale needs low > 0 — got {entry.low:g}"]
+    if entry.log and entry.step:
+        return [f"'{name}': log and step exclude each other"]
+    if entry.step and entry.high not in entry:
+        return [f"'{name}': step {entry.step:g} does not lead from {entry.low:g} to {entry.high:g}"]
+    return []
+
+
+def grid_problems(space: Space) -> dict[str, str]:
+    """For every entry that has no finite list of points: why."""
+    problems = {}
+    for name, entry in space.items():
+        if isinstance(entry, Range) and entry.step is None and (entry.log or not entry.whole):
+            problems[name] = f"'{name}': a grid needs choices or a step — got a continuous range"
+    return problems
+
+
+def grid_size(space: Space) -> int:
+    """How many configurations a grid has."""
+    return math.prod(len(entry.points()) for entry in space.values())
+
+
+def grid(space: Space) -> Iterator[dict[str, Any]]:
+    """Every combination, the last name varying fastest."""
+    for values in itertools.product(*(entry.points() for entry in space.values())):
+        yield dict(zip(space, values, strict=True))
+
+
+def settings(fixed: Mapping[str, Any], params: Params) -> Settings:
+    """Every hyperparameter of a configuration, `lora_alpha` as a number."""
+    values = {**fixed, **params}
+    modules = values.get("target_modules")
+    if isinstance(modules, list):
+        values["target_modules"] = tuple(modules)
+    merged = Settings(**values)
+    return dataclasses.replace(merged, lora_alpha=hyperparameters.resolve_alpha(merged.lora_alpha, merged.lora_rank))
+
+
+def configuration_digest(value: Settings) -> str:
+    """Equal for configurations that train the same."""
+    return digest(dataclasses.asdict(value))
+
+
+def default_params(space: Space) -> tuple[dict[str, Any], bool]:
+    """What the default configuration has for the searched names, and whether all of it lies in the space."""
+    params = {name: hyperparameters.FIELDS[name].default for name in space}
+    return params, all(params[name] in entry for name, entry in space.items())
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's distributions, numbers as numbers."""
+    return {name: entry.distribution() for name, entry in space.items()}

@@ -1,0 +1,144 @@
+"""StudySpec: one search, frozen and complete, with a digest and a JSON Schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from orchestrator import hyperparameters, objective, space
+from orchestrator.contract import canonical, digest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSource(_Section):
+    """The pretrained model whose weights stay frozen."""
+
+    path: str = Field(min_length=1, description="hub id, local folder, or package:NAME/FOLDER")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model; launch pins the commit")
+
+
+class DataSource(_Section):
+    """The rows to learn from, and which columns mean what."""
+
+    path: str = Field(min_length=1, description="file beside the study file, or a dataset id of the hub")
+    format: Literal["jsonl", "csv", "parquet", "hub"] | None = Field(None, description="default: by the file's suffix")
+    split: str | None = Field(None, description="split of a hub dataset; default train")
+    text: str | None = Field(None, description="column of the text; default text")
+    label: str | None = Field(None, description="column of the class; default label")
+    prompt: str | None = Field(None, description="column of the prompt; default prompt")
+    completion: str | None = Field(None, description="column of the completion; default completion")
+    messages: str | None = Field(None, description="column of chat messages; default messages")
+    group: str | None = Field(None, description="rows with the same value never stand on both sides of a fold")
+    limit: int | None = Field(None, ge=4, description="use at most this many rows, drawn by the study's seed")
+
+
+class CrossValidation(_Section):
+    """How rows are split into training and validation parts, the same for every trial."""
+
+    folds: int = Field(5, ge=2, le=100, description="parts; each is the validation part once")
+    repeats: int = Field(1, ge=1, le=100, description="times the whole split is drawn anew")
+    stratify: bool = Field(True, description="keep the share of each class in every fold (classification)")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="decides the split")
+
+
+class Search(_Section):
+    """What is tried, and who proposes it."""
+
+    sampler: Literal["tpe", "grid", "random", "gp"] = Field("tpe", description="tpe, grid, random or gp")
+    space: dict[str, Any] = Field(description="hyperparameter -> list of choices, or map with low and high")
+
+
+class Racing(_Section):
+    """Which trials earn more folds. `none`: every trial gets all folds."""
+
+    rule: Literal["none"] = "none"
+
+
+class Budget(_Section):
+    """Totals over all workers and restarts. Not part of the digest: `resume` may raise them."""
+
+    trials: int | None = Field(None, ge=1, le=100_000, description="searched trials; default 20, or the whole grid")
+    hours: float | None = Field(None, gt=0, le=1e6, description="device hours; default no limit")
+
+
+class StudySpec(_Section):
+    """One search, complete: everything not searched has its value here."""
+
+    study: str = Field(description="name; letters, digits, dot, dash, underscore")
+    model: ModelSource
+    task: Literal["classification", "causal_lm"] = Field(description="classification or causal_lm")
+    data: DataSource
+    cross_validation: CrossValidation = CrossValidation()
+    objective: Literal["validation_loss", "accuracy", "f1", "perplexity", "calibration_error"] = Field(
+        "validation_loss", description="the one number to optimise; its direction is part of its meaning"
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="decides suggestions, initial weights, data order, dropout")
+    training: dict[str, Any] = Field(default_factory=dict, description="every hyperparameter that is not searched")
+    search: Search
+    racing: Racing = Racing()
+    budget: Budget = Budget()
+
+    @field_validator("study")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError(f"name must match {NAME.pattern}")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(raw.get("model"), str):
+            return {**raw, "model": {"path": raw["model"]}}
+        return raw
+
+    @property
+    def space(self) -> dict[str, space.Entry]:
+        """The searched hyperparameters, parsed."""
+        return {name: space.entry_from_json(name, raw) for name, raw in self.search.space.items()}
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a larger objective is better."""
+        return objective.MAXIMIZE[self.objective]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this study this study: all but the budget, which may be raised later."""
+        return self.model_dump(mode="json", exclude={"budget"})
+
+    def digest(self) -> str:
+        """sha256 over `identity`."""
+        return digest(self.identity())
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every dotted key in which two identities differ."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differing_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {canonical(before)} -> {canonical(after)}")
+    return lines
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a study file."""
+    schema = StudySpec.model_json_schema()
+    fields = {
+        name: {"description": field.metadata["doc"], "default": field.default}
+        for name, field in hyperparameters.FIELDS.items()
+    }
+    schema["properties"]["training"]["properties"] = fields
+    searchable = [name for name, field in hyperparameters.FIELDS.items() if field.metadata["searchable"]]
+    schema["$defs"]["Search"]["properties"]["space"]["propertyNames"] = {"enum": searchable}
+    return schema

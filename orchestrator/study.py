@@ -1,0 +1,239 @@
+"""The only caller of Optuna: asks its samplers, and shows it what foldtune's tables say.
+
+Samplers run on an in-memory study rebuilt from foldtune's own rows: a suggestion is a function of history and seed.
+The Optuna study in Postgres is a projection for the dashboard and for people's own scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+
+from orchestrator import lifecycle, space
+from orchestrator.contract import derive_seed
+from orchestrator.database.engine import CONNECT_ARGS, connect
+from orchestrator.errors import USAGE, FoldtuneError
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+KEY = "foldtune"  # user attribute that ties an Optuna trial to foldtune's row
+MEMORY = "infeasible: memory"  # constraint of a configuration that fits no device
+_LOCK = 0x6F707475
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What a sampler may know of one trial."""
+
+    params: Mapping[str, Any]
+    state: str  # of foldtune's trial
+    value: float | None = None
+    reports: Sequence[float] = ()  # pooled running objective after 1, 2, ... finished folds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """All that a suggestion depends on."""
+
+    sampler: str
+    space: Mapping[str, Mapping[str, Any]]  # entries as JSON
+    maximize: bool
+    trials: int  # the study's budget
+    seed: int
+    past: Sequence[Past] = field(default_factory=tuple)
+
+
+def suggest(question: Question) -> tuple[dict[str, Any], str]:
+    """(params, origin): the next configuration, and whether the sampler's model or chance proposed it."""
+    if question.sampler == "gp":  # needs torch, which must not live in this process
+        return _suggest_in_child(question)
+    return answer(question)
+
+
+def answer(question: Question) -> tuple[dict[str, Any], str]:
+    """`suggest`, in this process."""
+    entries = {name: space.entry_from_json(name, raw) for name, raw in question.space.items()}
+    distributions = space.distributions(entries)
+    startup = lifecycle.startup_trials(question.trials)
+    direction = _direction(question.maximize)
+    memory = optuna.create_study(sampler=_sampler(question, startup), direction=direction)
+    for past in question.past:
+        _tell(memory, _start(memory, past.params, distributions, {}), past)
+    asked = memory.ask(distributions)
+    learnt = ("COMPLETE",) if question.sampler == "gp" else ("COMPLETE", "PRUNED")
+    known = sum(lifecycle.TOLD.get(past.state) in learnt for past in question.past)
+    by_model = question.sampler in ("tpe", "gp") and known >= startup
+    return dict(asked.params), "model" if by_model else "random"
+
+
+def _sampler(question: Question, startup: int) -> BaseSampler:
+    seed = question.seed % 2**32
+    if question.sampler == "tpe":
+        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
+    if question.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=False)
+    return RandomSampler(seed=seed)
+
+
+def _suggest_in_child(question: Question) -> tuple[dict[str, Any], str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.suggest_child"],
+        input=json.dumps(asdict(question)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise FoldtuneError(f"the GP sampler failed: {done.stderr.strip().splitlines()[-1:]}")
+    params, origin = json.loads(done.stdout)
+    return params, origin
+
+
+def question_from_json(raw: Mapping[str, Any]) -> Question:
+    """The question a parent process sent."""
+    return Question(**{**raw, "past": tuple(Past(**past) for past in raw["past"])})
+
+
+def suggestion_seed(study_seed: int, suggestion: int, redraw: int) -> int:
+    """The sampler's seed: one shared seed would give every worker the same trials."""
+    return derive_seed(study_seed, "suggestion", suggestion, redraw)
+
+
+# --- the projection in Postgres ---------------------------------------------------------------------------------
+
+
+@cache
+def _storage(url: URL) -> RDBStorage:
+    # A role named foldtune would otherwise find, and make, Optuna's tables in foldtune's schema.
+    arguments = {**CONNECT_ARGS, "options": "-c search_path=public"}
+    engine = connect(url)
+    with engine.begin() as connection:  # two processes that create Optuna's tables at once: one would fail
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        return RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs={"pool_pre_ping": True, "pool_size": 1, "max_overflow": 1, "connect_args": arguments},
+        )
+
+
+def storage(url: URL) -> RDBStorage:
+    """Optuna's storage on the study database."""
+    return _storage(url)
+
+
+def exists(url: URL, name: str) -> bool:
+    """Whether Optuna has a study of that name."""
+    return name in optuna.get_all_study_names(_storage(url))
+
+
+def open_projection(url: URL, name: str, *, maximize: bool, attributes: Mapping[str, Any]) -> optuna.Study:
+    """The Optuna study that shows a foldtune study; created if it is not there. Idempotent.
+
+    Raises:
+        FoldtuneError: a study of that name, made by somebody else, optimises in the other direction.
+    """
+    direction = _direction(maximize)
+    shown = optuna.create_study(storage=_storage(url), study_name=name, direction=direction, load_if_exists=True)
+    if shown.direction != direction:
+        raise FoldtuneError(f"Optuna has another study named {name!r}", help="choose another name", code=USAGE)
+    for key, value in attributes.items():
+        if shown.user_attrs.get(key) != value:
+            shown.set_user_attr(key, value)
+    return shown
+
+
+def show_start(
+    shown: optuna.Study, key: str, params: Mapping[str, Any], entries: space.Space, attributes: Mapping[str, Any]
+) -> int:
+    """The number of the Optuna trial for `key`, created RUNNING unless a crash left one behind."""
+    for trial in shown.get_trials(deepcopy=False):
+        if trial.user_attrs.get(KEY) == key:
+            return trial.number
+    return _start(shown, params, space.distributions(entries), {KEY: key, **attributes})
+
+
+def show_end(shown: optuna.Study, number: int, past: Past, attributes: Mapping[str, Any], note: str) -> None:
+    """Tell Optuna how a trial ended, unless it knows already."""
+    frozen = _frozen(shown, number)
+    if frozen.state.is_finished():
+        return
+    trial = Trial(shown, frozen._trial_id)
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+    save_note(shown, number, note)
+    _tell(shown, number, past)
+
+
+def save_note(shown: optuna.Study, number: int | None, note: str) -> None:
+    """The words the dashboard shows beside a trial, or beside the study (number None)."""
+    from optuna_dashboard import save_note as save
+
+    save(shown if number is None else Trial(shown, _frozen(shown, number)._trial_id), note)
+
+
+def orphans(shown: optuna.Study, keys: Iterable[str]) -> list[int]:
+    """RUNNING Optuna trials that stand for none of these keys."""
+    known = set(keys)
+    running = shown.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [trial.number for trial in running if trial.user_attrs.get(KEY) not in known]
+
+
+def drop_orphan(shown: optuna.Study, number: int) -> None:
+    """End an Optuna trial that no row of foldtune stands behind."""
+    shown.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def delete(url: URL, name: str) -> None:
+    """Remove the Optuna study, if it is there."""
+    if exists(url, name):
+        optuna.delete_study(study_name=name, storage=_storage(url))
+
+
+def _direction(maximize: bool) -> StudyDirection:
+    return StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
+
+
+def _frozen(shown: optuna.Study, number: int) -> FrozenTrial:
+    return shown.get_trials(deepcopy=False)[number]
+
+
+def _start(
+    shown: optuna.Study, params: Mapping[str, Any], distributions: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> int:
+    before = len(shown.get_trials(deepcopy=False))
+    shown.add_trial(
+        create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs=dict(attributes),
+        )
+    )
+    added = shown.get_trials(deepcopy=False)[before:]
+    return next(trial.number for trial in added if trial.user_attrs.get(KEY) == attributes.get(KEY))
+
+
+def _tell(shown: optuna.Study, number: int, past: Past) -> None:
+    if past.state not in lifecycle.TOLD:
+        return
+    trial = Trial(shown, _frozen(shown, number)._trial_id)
+    if past.state not in ("diverged", "failed", "cancelled"):
+        for step, value in enumerate(past.reports, start=1):
+            trial.report(value, step)
+    if past.state == "infeasible":
+        trial.set_constraint(MEMORY, 1.0)
+    state = TrialState[lifecycle.TOLD[past.state]]
+    shown.tell(number, past.value if state == TrialState.COMPLETE else None, state=state)

@@ -1,0 +1,313 @@
+"""A study file -> StudySpec. Every problem is found before anything is spent, and all are said at once.
+
+`load` needs no database, no torch and no network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from orchestrator import document, hyperparameters, objective, space
+from orchestrator.document import Document, Path_
+from orchestrator.errors import BadInput, Problem
+from orchestrator.spec import Budget, StudySpec
+
+LATER = {
+    "share_epochs": "training",
+    "keep": "artifacts",
+    "nested": "statistics",
+    "augmentation": "augmentation",
+}
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("text", "label"),
+    "causal_lm": ("text", "prompt", "completion", "messages"),
+}
+
+
+@dataclass(frozen=True)
+class LoadedStudy:
+    """A spec together with the file it came from."""
+
+    spec: StudySpec
+    document: Document
+    folder: Path  # relative paths of the file are relative to this
+    origins: Mapping[str, str]  # dotted key -> which value won: "default", "line 7", "searched, line 12"
+
+    def problem(self, path: Path_, code: str, message: str, help: str = "") -> Problem:
+        """A problem at a key of the file."""
+        return self.document.problem(path, code, message, help)
+
+
+def load(path: Path) -> LoadedStudy:
+    """Read and validate a study file.
+
+    Raises:
+        BadInput: with every problem of the file, each with its line and column.
+    """
+    return resolve(document.read(path), path.resolve().parent)
+
+
+def resolve(doc: Document, folder: Path) -> LoadedStudy:
+    """The study of a document. Raises BadInput like `load`."""
+    problems: list[Problem] = []
+    raw = dict(doc.values)
+    for key, topic in LATER.items():
+        if key in raw:
+            raw.pop(key)
+            problems.append(doc.problem((key,), "later", f"'{key}' ({topic}) is not supported in this version"))
+    training, names = _training(doc, raw.get("training"), problems)
+    entries, entry_names = _search_space(doc, raw.get("search"), problems)
+    raw["training"] = _complete(training, entries)
+    if isinstance(raw.get("search"), dict):
+        raw["search"] = {**raw["search"], "space": {name: entry.to_json() for name, entry in entries.items()}}
+    for name in sorted(set(names) & set(entry_names)):
+        problems.append(doc.problem(("training", names[name]), "both", f"'{name}' is both fixed and searched"))
+    spec: StudySpec | None = None
+    try:
+        spec = StudySpec.model_validate(raw)
+    except ValidationError as error:
+        problems += [_translate(doc, detail) for detail in error.errors()]
+    if spec is not None:
+        problems += _cross_checks(doc, spec, entries, entry_names)
+    if problems or spec is None:
+        problems.sort(key=lambda problem: (problem.line, problem.column))
+        raise BadInput(problems)
+    origins = _origins(doc, spec, names, entry_names)
+    return LoadedStudy(_with_defaults(spec, entries), doc, folder, origins)
+
+
+def smoke(loaded: LoadedStudy) -> LoadedStudy:
+    """The same study made tiny: 1 trial, 2 folds, 1 epoch, 40 rows, under a name of its own."""
+    spec = loaded.spec
+    searched = {name: raw for name, raw in spec.search.space.items() if name != "epochs"}
+    if spec.search.sampler == "grid":
+        searched = {name: {"choices": [entry.points()[0]]} for name, entry in spec.space.items() if name != "epochs"}
+    if not searched:  # only epochs were searched; the space needs one name
+        searched = {"learning_rate": {"choices": [spec.training["learning_rate"]]}}
+    training = {name: value for name, value in spec.training.items() if name not in searched} | {"epochs": 1}
+    limit = min(40, spec.data.limit or 40)
+    small = spec.model_copy(
+        update={
+            "study": f"{spec.study[:40]}-smoke-{spec.digest()[:8]}",
+            "training": training,
+            "search": spec.search.model_copy(update={"space": searched}),
+            "cross_validation": spec.cross_validation.model_copy(update={"folds": 2, "repeats": 1}),
+            "data": spec.data.model_copy(update={"limit": limit}),
+            "budget": Budget(trials=1, hours=spec.budget.hours),
+        }
+    )
+    return dataclasses.replace(loaded, spec=small)
+
+
+def _training(doc: Document, raw: Any, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Checked values by canonical name, and the name each was written under."""
+    if raw is None:
+        return {}, {}
+    if not isinstance(raw, dict):
+        problems.append(doc.problem(("training",), "shape", "'training' must be a map of hyperparameters"))
+        return {}, {}
+    written = _canonical_names(doc, ("training",), raw, problems)
+    values = {}
+    for name, key in written.items():
+        value, problem = hyperparameters.check(name, raw[key])
+        if problem:
+            problems.append(doc.problem(("training", key), "value", problem))
+        else:
+            values[name] = list(value) if isinstance(value, tuple) else value
+    return values, written
+
+
+def _search_space(doc: Document, search: Any, problems: list[Problem]) -> tuple[dict[str, space.Entry], dict[str, str]]:
+    raw = search.get("space") if isinstance(search, dict) else None
+    if raw is None:
+        if isinstance(search, dict) and "space" in search:
+            problems.append(
+                doc.problem(("search", "space"), "empty", "'search.space' must name at least one hyperparameter")
+            )
+        return {}, {}
+    if not isinstance(raw, dict) or not raw:
+        problems.append(
+            doc.problem(("search", "space"), "shape", "'search.space' must be a map with at least one hyperparameter")
+        )
+        return {}, {}
+    written = _canonical_names(doc, ("search", "space"), raw, problems)
+    entries: dict[str, space.Entry] = {}
+    for name, key in written.items():
+        path: Path_ = ("search", "space", key)
+        if not hyperparameters.FIELDS[name].metadata["searchable"]:
+            problems.append(doc.problem(path, "fixed-only", f"'{name}' cannot be searched; set it under training"))
+            continue
+        entry, wrong = space.parse_entry(name, raw[key])
+        problems += [doc.problem(path, "space", text) for text in wrong]
+        if entry is not None:
+            entries[name] = entry
+    return entries, written
+
+
+def _canonical_names(doc: Document, path: Path_, raw: Mapping[str, Any], problems: list[Problem]) -> dict[str, str]:
+    written: dict[str, str] = {}
+    for key in raw:
+        name = hyperparameters.canonical_name(key)
+        if name is None:
+            known = [*hyperparameters.FIELDS, *hyperparameters.ALIASES]
+            near = hyperparameters.did_you_mean(key, known)
+            help = near if near.startswith("did") else "known keys: " + ", ".join(hyperparameters.FIELDS)
+            problems.append(doc.problem((*path, key), "unknown-key", f"unknown hyperparameter '{key}'", help))
+        elif name in written:
+            problems.append(
+                doc.problem(
+                    (*path, key),
+                    "duplicate-key",
+                    f"'{key}' and '{written[name]}' are the same hyperparameter",
+                )
+            )
+        else:
+            written[name] = key
+    return written
+
+
+def _complete(training: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Every hyperparameter that is not searched, explicit or default."""
+    return {
+        name: training.get(name, field.default) for name, field in hyperparameters.FIELDS.items() if name not in entries
+    }
+
+
+def _with_defaults(spec: StudySpec, entries: Mapping[str, space.Entry]) -> StudySpec:
+    trials = spec.budget.trials
+    if spec.search.sampler == "grid":
+        trials = space.grid_size(entries)
+    budget = spec.budget.model_copy(update={"trials": trials or 20})
+    data = spec.data.model_copy(update=_columns(spec))
+    return spec.model_copy(update={"budget": budget, "data": data})
+
+
+def _columns(spec: StudySpec) -> dict[str, str]:
+    if spec.task == "classification":
+        return {"text": spec.data.text or "text", "label": spec.data.label or "label"}
+    return {}
+
+
+def _cross_checks(
+    doc: Document, spec: StudySpec, entries: Mapping[str, space.Entry], written: Mapping[str, str]
+) -> list[Problem]:
+    problems = []
+    if spec.search.sampler == "grid":
+        wrong = space.grid_problems(entries)
+        problems += [doc.problem(("search", "space", written[name]), "grid", text) for name, text in wrong.items()]
+        if not wrong and spec.budget.trials and spec.budget.trials != space.grid_size(entries):
+            size = space.grid_size(entries)
+            message = f"a grid of {size} points runs all of them — got budget.trials {spec.budget.trials}"
+            problems.append(doc.problem(("budget", "trials"), "budget", message, "leave budget.trials out"))
+        if not wrong and space.grid_size(entries) > 10_000:
+            message = f"a grid may have at most 10000 points — got {space.grid_size(entries)}"
+            problems.append(doc.problem(("search", "space"), "grid", message))
+    unused = {"text", "label", "prompt", "completion", "messages"} - set(COLUMNS[spec.task])
+    for column in sorted(unused):
+        if getattr(spec.data, column) is not None:
+            problems.append(
+                doc.problem(("data", column), "no-effect", f"'data.{column}' has no meaning for task {spec.task}")
+            )
+    if spec.task == "causal_lm":
+        problems += _causal_checks(doc, spec, written)
+    if spec.objective in objective.CLASSIFICATION_ONLY and spec.task != "classification":
+        problems.append(doc.problem(("objective",), "objective", f"'{spec.objective}' needs task classification"))
+    if spec.objective == "perplexity" and spec.task != "causal_lm":
+        problems.append(doc.problem(("objective",), "objective", "'perplexity' needs task causal_lm"))
+    if spec.data.split is not None and spec.data.format not in (None, "hub"):
+        problems.append(
+            doc.problem(("data", "split"), "no-effect", "'data.split' has a meaning only for a hub dataset")
+        )
+    if spec.model.revision is not None and spec.model.path.startswith("package:"):
+        problems.append(doc.problem(("model", "revision"), "no-effect", "'model.revision' needs a model of the hub"))
+    return problems
+
+
+def _causal_checks(doc: Document, spec: StudySpec, written: Mapping[str, str]) -> list[Problem]:
+    problems = []
+    kinds = [
+        kind
+        for kind in ("text", "prompt", "messages")
+        if getattr(spec.data, kind) is not None or (kind == "prompt" and spec.data.completion is not None)
+    ]
+    if len(kinds) > 1:
+        message = f"rows are text, prompt with completion, or messages — got {' and '.join(kinds)}"
+        problems.append(doc.problem(("data", kinds[1]), "columns", message))
+    where: Path_ = ("search", "space", written["pooling"]) if "pooling" in written else ("training", "pooling")
+    if where in doc.places:
+        problems.append(doc.problem(where, "no-effect", "'pooling' has no meaning for task causal_lm"))
+    if "stratify" in (doc.values.get("cross_validation") or {}) and spec.cross_validation.stratify:
+        path = ("cross_validation", "stratify")
+        problems.append(doc.problem(path, "no-effect", "'stratify: true' needs classes: task classification"))
+    return problems
+
+
+def _translate(doc: Document, detail: Any) -> Problem:
+    """One pydantic error in foldtune's words, at its place."""
+    path: Path_ = tuple(detail["loc"])
+    dotted = _dotted(path)
+    kind = detail["type"]
+    if kind == "missing":
+        return doc.problem(path[:-1], "missing-key", f"missing '{dotted}'")
+    if kind == "extra_forbidden":
+        help = hyperparameters.did_you_mean(str(path[-1]), _known_keys(path[:-1]))
+        return doc.problem(path, "unknown-key", f"unknown key '{dotted}'", help)
+    got = hyperparameters.show(detail["input"])
+    rule = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    if kind == "literal_error":
+        rule = "must be one of " + detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+    if kind == "string_type" and isinstance(detail["input"], bool | int | float):
+        return doc.problem(path, "value", f"'{dotted}' must be text — got {got}", "quote it")
+    return doc.problem(path, "value", f"'{dotted}' {rule} — got {got}")
+
+
+def _known_keys(path: Path_) -> list[str]:
+    model: Any = StudySpec
+    for part in path:
+        annotation = (
+            model.model_fields[part].annotation if isinstance(part, str) and part in model.model_fields else None
+        )
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _origins(
+    doc: Document, spec: StudySpec, training: Mapping[str, str], searched: Mapping[str, str]
+) -> dict[str, str]:
+    """Which value won, for every dotted key of the resolved study."""
+    origins: dict[str, str] = {}
+
+    def walk(value: Mapping[str, Any], path: Path_) -> None:
+        names = {"training": training, "search.space": searched}.get(_dotted(path))
+        for key, child in value.items():
+            here: Path_ = (*path, key)
+            if names is not None:
+                origins[_dotted(here)] = _origin(doc, (*path, names[key]) if key in names else None, key)
+            elif isinstance(child, dict):
+                walk(child, here)
+            else:
+                origins[_dotted(here)] = _origin(doc, here if here in doc.places else None, key)
+
+    walk(spec.model_dump(mode="json"), ())
+    if "model" in doc.places:
+        origins["model.path"] = f"line {doc.places[('model',)][0]}"
+    return origins
+
+
+def _origin(doc: Document, path: Path_ | None, name: str) -> str:
+    if path is None:
+        return "default"
+    line = doc.place(path)[0]
+    return f"line {line}" if path[-1] == name else f"line {line}, written {path[-1]}"
+
+
+def _dotted(path: Path_) -> str:
+    return ".".join(str(part) for part in path)

@@ -1,0 +1,248 @@
+"""A study for people: tables, the live view, the result."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator import objective, reading, words
+from orchestrator.reading import View
+from orchestrator.records import TrialRecord
+
+STYLES = {
+    "complete": "green",
+    "running": "cyan",
+    "waiting": "dim",
+    "stopped": "yellow",
+    "cancelled": "dim",
+    "diverged": "red",
+    "infeasible": "red",
+    "failed": "bold red",
+}
+SHOWN_TRIALS = 15
+
+
+def talk(*, colour: bool | None = None) -> Console:
+    """The console for talk: stderr."""
+    return Console(stderr=True, highlight=False, soft_wrap=False, no_color=None if colour is None else not colour)
+
+
+def data() -> Console:
+    """The console for data: stdout, never wrapped when it is a file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def live(seen: View) -> RenderableType:
+    """Everything about a study that is under way, on one screen."""
+    return Group(_headline(seen), _progress(seen), Text(), _trials_table(seen), *_running(seen))
+
+
+def _headline(seen: View) -> Text:
+    best = seen.best
+    line = Text(f"{seen.record.name} ", style="bold")
+    line.append(seen.record.state, style="green" if seen.record.state == "complete" else "cyan")
+    if best is not None:
+        line.append(f"   best {seen.record.spec.objective} ")
+        line.append(words.number(best.value), style="bold green")
+        line.append(f" (trial {best.name})" if not best.is_default else " (default)")
+    line.append(f"   {_duration(seen.elapsed)}", style="dim")
+    left = reading.seconds_to_go(seen)
+    if left is not None:
+        line.append(f", about {_duration(left)} to go", style="dim")
+    return line
+
+
+def _progress(seen: View) -> Table:
+    each = len(seen.record.plan.units)
+    planned = seen.record.trials_total + sum(not trial.searched for trial in seen.trials)
+    done = sum(counts.get("done", 0) for counts in seen.units.values())
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(total=planned * each, completed=done, width=40), f"{done} of {planned * each} folds")
+    return grid
+
+
+def _trials_table(seen: View) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("trial", "state", "folds", "epochs run"):
+        table.add_column(heading)
+    table.add_column(seen.record.spec.objective, justify="right")
+    for name in seen.record.spec.search.space:
+        table.add_column(name, justify="right")
+    shown = _most_telling(seen)
+    best = seen.best
+    for trial in shown:
+        table.add_row(*_trial_row(seen, trial), style="bold" if best is not None and trial.id == best.id else "")
+    hidden = len(seen.trials) - len(shown)
+    if hidden > 0:
+        table.caption = f"and {hidden} more"
+    return table
+
+
+def _most_telling(seen: View) -> list[TrialRecord]:
+    """Open trials, then the best, then the rest."""
+    sign = -1 if seen.record.spec.maximize else 1
+
+    def rank(trial: TrialRecord) -> tuple[int, float]:
+        if trial.state == "running":
+            return 0, float(trial.id)
+        if trial.value is not None:
+            return 1, sign * trial.value
+        return 2 if trial.state != "waiting" else 3, float(trial.id)
+
+    return sorted(seen.trials, key=rank)[:SHOWN_TRIALS]
+
+
+def _trial_row(seen: View, trial: TrialRecord) -> list[RenderableType]:
+    units = seen.units.get(trial.duplicate_of or trial.id, {})
+    done, leased, total = units.get("done", 0), units.get("leased", 0), sum(units.values())
+    dots = "●" * done + "◐" * leased + "○" * (total - done - leased)
+    epochs = sum(result.epoch for result in seen.trial_results(trial))
+    value = words.number(trial.value) if trial.value is not None else _so_far(seen, trial)
+    label = "default" if trial.is_default else ("–" if trial.number is None else str(trial.number))
+    cells: list[RenderableType] = [label, Text(trial.state, style=STYLES[trial.state]), dots, str(epochs), value]
+    return cells + [escape(_short(trial.params.get(name))) for name in seen.record.spec.search.space]
+
+
+def _so_far(seen: View, trial: TrialRecord) -> str:
+    results = seen.trial_results(trial)
+    if not results:
+        return ""
+    pooled = objective.metrics(objective.add(result.tallies for result in results))
+    return f"~{words.number(pooled[seen.record.spec.objective])}"
+
+
+def _running(seen: View) -> list[Text]:
+    lines = []
+    for unit in seen.running:
+        trial = next(trial for trial in seen.trials if trial.id == unit["trial"])
+        repeat = f" repeat {unit['repeat']}" if len(seen.record.plan.assignment) > 1 else ""
+        text = f"  {unit['worker']} ({unit['device']}): trial {trial.name}{repeat} fold {unit['fold'] + 1}"
+        if unit["epoch"]:
+            loss = objective.validation_loss(unit["tallies"])
+            text += f", epoch {unit['epoch']} of {trial.settings.epochs}, validation loss {words.number(loss)}"
+        lines.append(Text(text, style="dim"))
+    return lines
+
+
+def result(seen: View) -> RenderableType:
+    """The winner, with the default configuration beside it."""
+    best, default = seen.best, seen.default
+    if best is None:
+        return Text(f"{seen.record.name}: no trial is complete", style="red")
+    beside = [trial for trial in (best, default) if trial is not None and trial.value is not None]
+    beside = list({trial.id: trial for trial in beside}.values())
+    title = f"{escape(seen.record.name)}: the best of {_tried(seen)}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for trial in beside:
+        table.add_column(_column_title(trial, best), justify="right", style="green" if trial is best else "")
+    for label, cells in _result_rows(seen, beside):
+        table.add_row(label, *cells)
+    return Group(table, *[Text(line) for line in conclusions(seen)])
+
+
+def _tried(seen: View) -> str:
+    complete = sum(trial.state == "complete" and trial.duplicate_of is None for trial in seen.trials)
+    return f"{complete} configurations"
+
+
+def _column_title(trial: TrialRecord, best: TrialRecord) -> str:
+    name = "default" if trial.is_default else f"trial {trial.number}"
+    return f"{name} (best)" if trial is best else name
+
+
+def _result_rows(seen: View, trials: Sequence[TrialRecord]) -> list[tuple[str, list[str]]]:
+    described = [reading.describe(seen, trial) for trial in trials]
+    name = seen.record.spec.objective
+    rows = [(f"[bold]{name}[/bold]", [f"[bold]{words.number(item['value'])}[/bold]" for item in described])]
+    others = [metric for metric in described[0]["metrics"] if metric != name]
+    rows += [(metric, [words.number(item["metrics"][metric]) for item in described]) for metric in others]
+    for index, fold in enumerate(described[0]["folds"]):
+        repeat = f" (repeat {fold['repeat'] + 1})" if len(seen.record.plan.assignment) > 1 else ""
+        losses = [words.number(item["folds"][index]["loss"]) for item in described]
+        rows.append((f"loss of fold {fold['fold'] + 1}{repeat}, {fold['n']} items", losses))
+    for key in seen.record.spec.search.space:
+        rows.append((escape(key), [escape(_short(item["settings"][key])) for item in described]))
+    return rows
+
+
+def conclusions(seen: View) -> list[str]:
+    """What the table means, in words."""
+    best, default, record = seen.best, seen.default, seen.record
+    assert best is not None
+    assert best.value is not None
+    lines = []
+    if best.is_default:
+        lines.append("No searched trial beat the default configuration.")
+    elif default is not None and default.value is not None:
+        pairs = zip(seen.trial_results(best), seen.trial_results(default), strict=True)
+        losses = [
+            objective.validation_loss(mine.tallies) < objective.validation_loss(theirs.tallies)
+            for mine, theirs in pairs
+        ]
+        share = f"{sum(losses)} of {len(losses)} folds"
+        lines.append(f"Trial {best.name} has a lower loss than the default configuration on {share}.")
+    if record.floor:
+        accuracy = words.number(record.floor["accuracy"])
+        loss = words.number(record.floor["validation_loss"])
+        lines.append(f"Class frequencies alone reach loss {loss} and accuracy {accuracy} on the same folds.")
+    if len(seen.trials) > 1:
+        lines.append("The best of many looks better than it is: expect somewhat less on new data.")
+    return lines
+
+
+def list_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """`foldtune list`."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("study", "state", "trials", "device hours", "best"):
+        table.add_column(heading)
+    for row in rows:
+        trials, hours = row["budget"]["trials"], row["budget"]["hours"]
+        total = "" if hours["total"] is None else f" of {hours['total']:g}"
+        best = row["best"] and words.number(row["best"]["value"])
+        cells = [row["study"], row["state"], f"{trials['used']} of {trials['total']}", f"{hours['used']:.2f}{total}"]
+        table.add_row(*[escape(cell) for cell in cells], best or "–")
+    return table
+
+
+def resolved(spec: dict[str, Any], origins: dict[str, str]) -> Table:
+    """`foldtune check`: every value of the study and where it came from."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("key", "value", "from"):
+        table.add_column(heading, overflow="fold")
+    for key, value in _flat(spec):
+        if value is None:
+            continue
+        origin = origins.get(key, "default")
+        table.add_row(escape(key), escape(_short(value)), escape(origin), style="dim" if origin == "default" else "")
+    return table
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, child in value.items():
+        nested = isinstance(child, dict) and prefix != "search.space."
+        rows += _flat(child, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", child)]
+    return rows
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(child)}" for key, child in value.items())
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_short(item) for item in value) + "]"
+    return "" if value is None else str(value)
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:")

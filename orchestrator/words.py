@@ -1,0 +1,102 @@
+"""What was tried and found, in words, for the dashboard's notes (pure)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator import objective
+from orchestrator.records import FoldResult, StudyRecord, TrialRecord
+
+SAMPLERS = {
+    "tpe": "TPE (multivariate)",
+    "gp": "a Gaussian process",
+    "random": "random search",
+    "grid": "a grid",
+}
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; a dash for nothing."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def assignment(params: Mapping[str, Any]) -> str:
+    """`learning_rate 0.0021, batch_size 8`, ready to be read."""
+    shown = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in params.values())
+    return ", ".join(f"{name} {value}" for name, value in zip(params, shown, strict=True))
+
+
+def is_better(record: StudyRecord, left: float, right: float) -> bool:
+    """Whether `left` beats `right` in the study's objective."""
+    return left > right if record.spec.maximize else left < right
+
+
+def best_trial(record: StudyRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The complete trial with the best value, the default configuration included; the earliest among equals."""
+    done = [trial for trial in trials if trial.value is not None and trial.duplicate_of is None]
+    sign = -1 if record.spec.maximize else 1
+    return min(done, key=lambda trial: sign * (trial.value or 0.0), default=None)
+
+
+def study_note(record: StudyRecord, trials: Sequence[TrialRecord]) -> str:
+    """The study's note, Markdown."""
+    spec = record.spec
+    validation = spec.cross_validation
+    repeats = f", {validation.repeats} times" if validation.repeats > 1 else ""
+    searched = [trial for trial in trials if trial.searched]
+    counts = Counter(trial.state for trial in searched)
+    lines = [
+        f"**Question.** Which {', '.join(spec.search.space)} fine-tune `{spec.model.path}` best "
+        f"on {len(record.plan.assignment[0])} rows of `{spec.data.path}` ({spec.task})?",
+        "",
+        f"**How.** {SAMPLERS[spec.search.sampler]} proposes, {validation.folds}-fold cross-validation{repeats} "
+        f"judges: {spec.objective}, pooled over all validation items. Every trial sees the same folds.",
+        "",
+        "**So far.** "
+        + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        + f" of {spec.budget.trials} trials.",
+    ]
+    return "\n".join([*lines, *_findings(record, trials)])
+
+
+def _findings(record: StudyRecord, trials: Sequence[TrialRecord]) -> list[str]:
+    best = best_trial(record, trials)
+    if best is None or best.value is None:
+        return []
+    lines = ["", f"**Best.** Trial {best.name}: {number(best.value)} with {assignment(best.params)}."]
+    default = next((trial for trial in trials if trial.is_default and trial.value is not None), None)
+    if default is not None:
+        lines.append(f"The default configuration reaches {number(default.value)}.")
+    if record.floor and record.spec.objective in record.floor:
+        lines.append(f"Class frequencies alone reach {number(record.floor[record.spec.objective])}.")
+    return lines
+
+
+def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResult]) -> str:
+    """A trial's note, Markdown."""
+    origin = {"default": "The default configuration", "grid": "A point of the grid", "random": "Drawn at random"}
+    opening = origin.get(trial.origin, "Proposed by the sampler's model")
+    lines = [f"{opening}: {assignment(trial.params)}."]
+    if trial.duplicate_of is not None:
+        lines.append("The same configuration had been trained before; its result was taken.")
+    if trial.value is not None:
+        lines.append(f"**{record.spec.objective} {number(trial.value)}** over {len(folds)} folds.")
+    else:
+        lines.append(f"**{trial.state}**" + (f": {trial.reason}" if trial.reason else "") + ".")
+    if folds:
+        lines += [
+            "",
+            "| repeat | fold | epochs | items | validation loss | accuracy |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [_fold_line(fold) for fold in folds]
+    return "\n".join(lines)
+
+
+def _fold_line(fold: FoldResult) -> str:
+    values = objective.metrics(fold.tallies)
+    cells: list[object] = [fold.repeat, fold.fold, fold.epoch, int(fold.tallies["items"])]
+    cells += [number(values["validation_loss"]), number(values["accuracy"])]
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"

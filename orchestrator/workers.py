@@ -1,0 +1,125 @@
+"""Workers and their devices, as the database knows them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, text
+
+import foldtune
+from orchestrator import lifecycle
+from orchestrator.database.engine import transaction
+from orchestrator.errors import UNAVAILABLE, USAGE, FoldtuneError
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a trainer trains on."""
+
+    name: str  # "cpu", or "cuda:N" with N as the machine counts
+    id: str | None = None  # a GPU's UUID; None: not exclusive
+
+
+def devices() -> list[Device]:
+    """The GPUs of this machine that CUDA_VISIBLE_DEVICES allows; without any, the CPU. Loads no torch."""
+    if shutil.which("nvidia-smi") is None:
+        return [Device("cpu")]
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    found = [line.split(", ") for line in listed.stdout.splitlines() if ", " in line]
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [
+        Device(f"cuda:{index}", uuid)
+        for index, uuid in found
+        if allowed is None or index in allowed.split(",") or uuid in allowed.split(",")
+    ]
+    return gpus or [Device("cpu")]
+
+
+def chosen_devices(wanted: str) -> list[Device]:
+    """The devices that `--device` means: auto, cpu, or cuda:N.
+
+    Raises:
+        FoldtuneError: no such device here.
+    """
+    if wanted == "cpu":
+        return [Device("cpu")]
+    found = devices()
+    if wanted == "auto":
+        return found
+    named = [device for device in found if device.name == wanted]
+    if not named:
+        have = ", ".join(device.name for device in found)
+        raise FoldtuneError(f"no device {wanted!r} here; there is {have}", help="use --device cpu", code=USAGE)
+    return named
+
+
+def register(engine: Engine, candidates: Sequence[Device], *, name: str | None = None) -> tuple[int, Device]:
+    """Enter this process as a worker and claim the first free device: (worker id, device).
+
+    Raises:
+        FoldtuneError: every candidate is taken by a living worker.
+    """
+    host, pid = socket.gethostname(), os.getpid()
+    with transaction(engine) as connection:
+        worker = connection.execute(
+            text(
+                "INSERT INTO worker (name, host, pid, device, version) "
+                "VALUES (:name, :host, :pid, '', :version) RETURNING id"
+            ),
+            {"name": name or f"{host}:{pid}", "host": host, "pid": pid, "version": foldtune.__version__},
+        ).scalar_one()
+        for device in candidates:
+            if device.id is None or _claim(connection, device, worker, host):
+                connection.execute(
+                    text("UPDATE worker SET device = :device WHERE id = :id"), {"device": device.name, "id": worker}
+                )
+                return int(worker), device
+        raise FoldtuneError(
+            "every GPU here is used by another worker: " + ", ".join(device.name for device in candidates),
+            help="stop one, or use --device cpu",
+            code=UNAVAILABLE,
+        )
+
+
+def _claim(connection: Connection, device: Device, worker: int, host: str) -> bool:
+    claimed = connection.execute(
+        text(
+            "INSERT INTO device (id, host, worker, expires_at) "
+            "VALUES (:id, :host, :worker, now() + make_interval(secs => :ttl)) "
+            "ON CONFLICT (id) DO UPDATE SET worker = excluded.worker, host = excluded.host, "
+            "expires_at = excluded.expires_at WHERE device.expires_at < now() RETURNING id"
+        ),
+        {"id": device.id, "host": host, "worker": worker, "ttl": lifecycle.LEASE_SECONDS},
+    )
+    return claimed.scalar() is not None
+
+
+def beat(engine: Engine, worker: int) -> None:
+    """Sign of life: keeps the worker counted and its device claimed."""
+    with transaction(engine) as connection:
+        connection.execute(text("UPDATE worker SET seen_at = now() WHERE id = :id"), {"id": worker})
+        connection.execute(
+            text("UPDATE device SET expires_at = now() + make_interval(secs => :ttl) WHERE worker = :id"),
+            {"id": worker, "ttl": lifecycle.LEASE_SECONDS},
+        )
+
+
+def leave(engine: Engine, worker: int, farewell: str) -> None:
+    """Sign off and free the device."""
+    with transaction(engine) as connection:
+        connection.execute(
+            text("UPDATE worker SET left_at = now(), farewell = :farewell WHERE id = :id"),
+            {"farewell": farewell, "id": worker},
+        )
+        connection.execute(text("DELETE FROM device WHERE worker = :id"), {"id": worker})

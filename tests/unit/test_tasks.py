@@ -1,0 +1,185 @@
+"""Rows become the right tokens and targets; tallies add up."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny_models
+from trial_worker.tasks import CausalLm, Classification, Rows, read_snapshot, task_named
+from trial_worker.tasks.interface import Item, Scores, collate, score
+
+BYTES = tiny_models.byte_tokenizer()
+LLAMA = tiny_models.byte_tokenizer(bos=True)
+LLAMA.chat_template = tiny_models.CHAT_TEMPLATE
+WORDS = tiny_models.word_tokenizer()
+CPU = torch.device("cpu")
+
+
+def encode(row: dict[str, Any], tokenizer: Any = BYTES) -> Item:
+    return CausalLm().encode([row], tokenizer)[0]
+
+
+def learnt(item: Item, tokenizer: Any = BYTES) -> str:
+    return str(tokenizer.decode(item.targets))
+
+
+# --- what a language model learns --------------------------------------------------------------------------
+
+
+def test_text_is_supervised_from_its_second_token_to_its_end() -> None:
+    item = encode({"text": "bread baked from flour"})
+    assert torch.equal(item.targets, item.ids[1:])
+    assert item.ids[-1] == BYTES.eos_token_id
+    assert item.size == len("bread baked from flour") - len(BYTES.decode(item.ids[:1]))
+
+
+def test_with_a_first_special_token_the_whole_text_is_supervised() -> None:
+    item = encode({"text": "bread"}, LLAMA)
+    assert item.ids[0] == LLAMA.bos_token_id
+    assert learnt(item, LLAMA) == "bread</s>"
+    assert item.size == 5
+
+
+def test_only_the_completion_and_the_end_are_supervised() -> None:
+    item = encode({"prompt": "fruit:", "completion": " sweet and red"})
+    assert learnt(item) == " sweet and red</s>"
+    assert item.size == len(" sweet and red")
+
+
+def test_bytes_are_utf8_bytes_of_the_completion() -> None:
+    item = encode({"prompt": "naïve → ", "completion": "süß ☕"})
+    assert item.size == len("süß ☕".encode())
+
+
+@pytest.mark.parametrize("cut", [4, 6, 9, 12])
+def test_a_cut_row_counts_only_what_it_keeps(cut: int) -> None:
+    row = {"prompt": "fruit:", "completion": " a sweet red fruit eaten raw"}
+    whole = encode(row)
+    item = Rows(CausalLm(), [row], BYTES).items(cut)[0]
+    assert item.length == cut
+    assert torch.equal(item.targets, whole.targets[: item.weight])
+    assert item.size == len(BYTES.decode(item.targets).encode())
+
+
+def test_only_assistant_turns_are_supervised_with_their_end_but_no_header() -> None:
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a fruit?"},
+        {"role": "assistant", "content": "apple"},
+        {"role": "user", "content": "a tool?"},
+        {"role": "assistant", "content": "a saw "},
+    ]
+    item = encode({"messages": messages}, LLAMA)
+    assert learnt(item, LLAMA) == "apple<|end|>a saw <|end|>"
+    assert item.size == len("apple") + len("a saw")
+    assert item.ids[0] != LLAMA.bos_token_id  # the template writes its own special tokens, or none
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"label": "x"}, "needs text"),
+        ({"messages": [{"role": "assistant", "content": "hello"}]}, "begin with another role"),
+        ({"messages": []}, "begin with another role"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}, "content must be"),
+    ],
+)
+def test_rows_of_no_known_form_are_refused_by_number(row: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=rf"row 1: .*{words}"):
+        CausalLm().encode([{"text": "fine"}, row], LLAMA)
+
+
+def test_messages_without_a_chat_template_are_refused() -> None:
+    with pytest.raises(ValueError, match="chat template"):
+        encode({"messages": [{"role": "user", "content": "hi"}]}, BYTES)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    tokenizer = tiny_models.byte_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="differently from its beginnings"):
+        turns = [{"role": r, "content": "x"} for r in ("user", "assistant", "user")]
+        encode({"messages": turns}, tokenizer)
+
+
+# --- classification ----------------------------------------------------------------------------------------
+
+
+def test_a_cut_text_keeps_its_closing_token() -> None:
+    row = {"text": " ".join(tiny_models.CORPUS), "label": "food"}
+    item = Rows(Classification(tiny_models.LABELS), [row], WORDS).items(8)[0]
+    assert item.length == 8
+    assert item.ids[0] == WORDS.cls_token_id
+    assert item.ids[-1] == WORDS.sep_token_id
+    assert item.targets.tolist() == [1]
+
+
+@pytest.mark.parametrize("row", [{"text": "a", "label": "unheard of"}, {"text": None, "label": "food"}])
+def test_a_row_that_cannot_be_classified_is_refused_by_number(row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="row 0"):
+        Classification(tiny_models.LABELS).encode([row], WORDS)
+
+
+def test_classification_tallies_add_up_over_folds() -> None:
+    task = Classification(tiny_models.LABELS)
+    items = task.encode(tiny_models.classification_rows(30), WORDS)
+    logits = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    whole = task.tallies(items, _scores(items, logits))
+    parts = [task.tallies(items[a:b], _scores(items[a:b], logits[a:b])) for a, b in ((0, 7), (7, 30))]
+    for name in whole:
+        total = sum(np.array(part[name], dtype=float) for part in parts)
+        np.testing.assert_allclose(total, whole[name], rtol=1e-12)
+    assert sum(whole["tp"]) == whole["correct"]
+    assert sum(whole["fn"]) == sum(whole["fp"]) == whole["items"] - whole["correct"]
+    assert sum(n for n, _, _ in whole["bins"]) == 30
+
+
+def test_a_certain_answer_falls_into_the_last_bin() -> None:
+    task = Classification(("a", "b"))
+    item = Item(ids=torch.tensor([1]), targets=torch.tensor([0]))
+    tallies = task.tallies([item], _scores([item], np.array([[1000.0, 0.0]], dtype=np.float32)))
+    assert tallies["bins"][-1] == [1, 1.0, 1]
+
+
+# --- batches and scores ------------------------------------------------------------------------------------
+
+
+def test_padding_is_masked_though_the_pad_token_is_also_learnt() -> None:
+    items = CausalLm().encode([{"text": "bread"}, {"text": "a feeling of deep joy"}], BYTES)
+    batch = collate(items, BYTES.eos_token_id, CPU)
+    assert batch.mask is not None
+    assert batch.mask.sum(1).tolist() == [item.length for item in items]
+    assert (batch.targets == BYTES.eos_token_id).sum() == 2  # each row's own end, and no padding
+    assert batch.positions is not None
+    assert torch.equal(batch.ids.flatten()[batch.positions + 1], batch.targets)
+
+
+def test_scores_sum_nats_by_row() -> None:
+    items = CausalLm().encode([{"text": "bread"}, {"text": "a feeling"}], BYTES)
+    batch = collate(items, 0, CPU)
+    found = score(torch.zeros(len(batch.targets), 400), batch, keep_logits=False)
+    assert found.counts.tolist() == [item.weight for item in items]
+    np.testing.assert_allclose(found.nats, found.counts * math.log(400), rtol=1e-6)
+    assert found.logits is None
+
+
+def test_a_broken_snapshot_line_is_named(tmp_path: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n[1]\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_snapshot(path)
+
+
+def test_an_unknown_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="summarise"):
+        task_named("summarise", ())
+
+
+def _scores(items: list[Item], logits: np.ndarray) -> Scores:
+    batch = collate(items, 0, CPU)
+    return score(torch.from_numpy(logits), batch, keep_logits=True)

@@ -1,0 +1,160 @@
+"""The frozen base: one model and its tokenizer, loaded once and shared by every unit of a study."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from orchestrator.contract import ModelPin
+from trial_worker.engine.errors import UnusableModel
+
+_FAMILIES: dict[str, Any] = {
+    "sequence": AutoModelForSequenceClassification,
+    "causal": AutoModelForCausalLM,
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen model in evaluation mode; nothing in it requires a gradient.
+
+    heads: names of the modules that every unit trains from a fresh start, because the checkpoint has no weights
+        for them, or weights for other classes; empty for a language model.
+    limit: tokens that the model's positions reach.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    pin: ModelPin
+    heads: tuple[str, ...]
+    limit: int
+
+    @classmethod
+    def load(cls, pin: ModelPin, family: str, labels: int, device: torch.device | str = "cpu") -> Base:
+        """Load what the pin names: safetensors only, no code from the model's repository, float32.
+
+        family: "sequence" (a classifier over `labels` classes) or "causal" (a language model).
+
+        Raises:
+            UnusableModel: no such model, no safetensors weights, weights missing, or not of this family.
+            OSError: a file of it cannot be read.
+        """
+        place, options = locate(pin)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+        if family == "sequence":
+            options = {**options, "num_labels": labels, "ignore_mismatched_sizes": True}
+        model, found = _FAMILIES[family].from_pretrained(
+            place,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+        if model.config.is_encoder_decoder:
+            raise UnusableModel(f"{pin.path}: encoder-decoder models are not supported, use an encoder or decoder")
+        _settle_padding(model, tokenizer)
+        heads = _heads(model, family, {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}, pin)
+        model.config.use_cache = False
+        model.to(device).eval().requires_grad_(False)
+        if family == "causal":
+            _refuse_unless_causal(model, pin)
+        return cls(model, tokenizer, torch.device(device), pin, heads, _limit(model, tokenizer))
+
+
+def locate(pin: ModelPin) -> tuple[str, dict[str, Any]]:
+    """What to hand to `from_pretrained`: a hub id with its revision, or a folder.
+
+    Raises:
+        UnusableModel: the folder or the package does not exist on this machine.
+    """
+    if pin.origin == "hub":
+        return pin.path, {"revision": pin.pin}
+    if pin.origin == "package":
+        return str(_inside_package(pin.path)), {"local_files_only": True}
+    folder = Path(pin.path).expanduser()
+    if pin.root is not None:
+        folder = Path(pin.root) / folder
+    return str(_existing(folder, pin.path)), {"local_files_only": True}
+
+
+def _inside_package(path: str) -> Path:
+    name, _, inside = path.removeprefix("package:").partition("/")
+    # find_spec of a dotted name, or an import, would run the package's code to reach a folder of files
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise UnusableModel(f"{path}: package {name!r} is not installed")
+    root = Path(next(iter(found.submodule_search_locations))).resolve()
+    folder = _existing(root / inside, path)
+    if not folder.resolve().is_relative_to(root):
+        raise UnusableModel(f"{path}: the path must stay inside the package")
+    return folder
+
+
+def _existing(folder: Path, path: str) -> Path:
+    if not folder.is_dir():
+        raise UnusableModel(f"{path}: no model folder at {folder}")
+    return folder
+
+
+def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A pad token for tokenizer and model: a decoder's classifier looks for the last token that is not it."""
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UnusableModel("the tokenizer has neither a pad nor an eos token")
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _heads(model: PreTrainedModel, family: str, absent: set[str], pin: ModelPin) -> tuple[str, ...]:
+    """Modules outside the encoder, and a pooler without weights; anything else absent is a broken checkpoint.
+
+    A module that PEFT leaves frozen at random values would spoil every trial without any error.
+    """
+    inner = model.base_model_prefix
+    heads = set()
+    if family == "sequence":
+        heads = {
+            name for name, child in model.named_children() if name != inner and any(True for _ in child.parameters())
+        }
+    for key in absent:
+        parts = key.split(".")
+        if parts[0] in heads:
+            continue
+        if family == "sequence" and "pooler" in parts:
+            heads.add(".".join(parts[: parts.index("pooler") + 1]))
+            continue
+        raise UnusableModel(f"{pin.path}: the checkpoint lacks weights of {type(model).__name__}: {key}")
+    return tuple(sorted(heads))
+
+
+def _limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """RoBERTa counts positions from behind the pad id, so that its table reaches less far than it is long."""
+    reach = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1_000_000)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            reach -= module.padding_idx + 1
+    return min(reach, int(tokenizer.model_max_length))
+
+
+@torch.inference_mode()
+def _refuse_unless_causal(model: PreTrainedModel, pin: ModelPin) -> None:
+    """An encoder loaded as a language model sees the very tokens it is to predict, and scores close to 0 nats."""
+    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    changed = ids.clone()
+    changed[0, -1] = 0
+    before, after = (model(input_ids=one).logits[0, :-1] for one in (ids, changed))
+    if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
+        raise UnusableModel(f"{pin.path}: {type(model).__name__} sees later tokens, so it is no causal language model")

@@ -1,0 +1,108 @@
+"""From a batch to logits: the family's own head, mean pooling with a linear head, or a language-model head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trial_worker.tasks.interface import Batch
+
+
+class Reader(Protocol):
+    """Computes logits (targets, outputs) of a batch on the model to which a unit's adapter is attached."""
+
+    def __call__(self, batch: Batch) -> Tensor: ...
+
+
+def read_family(model: PreTrainedModel) -> Reader:
+    """`pooling: first`: the SequenceClassification class as its authors wrote it."""
+
+    def logits(batch: Batch) -> Tensor:
+        out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        return out
+
+    return logits
+
+
+class MeanHead(nn.Module):
+    """`pooling: mean`: mean over real tokens, then a linear layer.
+
+    normalize: scale each mean to length sqrt(hidden) first. Models whose pooling files normalise carry all
+        meaning in the direction; at length 1 a fresh linear head would see inputs of size 1 / sqrt(hidden) and
+        learn that much more slowly than the adapter beside it.
+    """
+
+    def __init__(self, hidden: int, classes: int, normalize: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, classes)
+        self.scale = math.sqrt(hidden) if normalize else None
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits (rows, classes) from states (rows, tokens, hidden) and mask (rows, tokens)."""
+        if mask is None:
+            pooled = states.mean(1)
+        else:
+            real = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * real).sum(1) / real.sum(1)
+        if self.scale is not None:
+            pooled = nn.functional.normalize(pooled, dim=-1) * self.scale
+        out: Tensor = self.linear(pooled)
+        return out
+
+
+def read_mean(encoder: PreTrainedModel, head: MeanHead) -> Reader:
+    """Mean pooling over the encoder's last states."""
+
+    def logits(batch: Batch) -> Tensor:
+        states = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        out: Tensor = head(states, batch.mask)
+        return out
+
+    return logits
+
+
+@contextmanager
+def reading_tokens(model: PreTrainedModel) -> Iterator[Reader]:
+    """A language model whose head computes logits at supervised positions only.
+
+    The states are picked by a hook before the head, so that whatever the family does to its logits afterwards
+    (scaling, soft caps) still happens.
+    """
+    chosen: list[Tensor] = []
+
+    def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        states = arguments[0]  # (rows, tokens, hidden)
+        return (states.flatten(0, 1).index_select(0, chosen[-1]).unsqueeze(0), *arguments[1:])
+
+    def logits(batch: Batch) -> Tensor:
+        assert batch.positions is not None
+        chosen[:] = [batch.positions]
+        out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        return out.squeeze(0)  # (supervised tokens, vocabulary)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield logits
+    finally:
+        hook.remove()
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Fresh weights as transformers gives a head: normal with the model's `initializer_range`, biases 0.
+
+    Draws from torch's global stream, in the order of the modules' names.
+    """
+    with torch.no_grad():
+        for _, part in sorted(module.named_modules()):
+            if isinstance(part, nn.Linear):
+                part.weight.normal_(0.0, std)
+                if part.bias is not None:
+                    part.bias.zero_()
+            elif any(True for _ in part.parameters(recurse=False)):
+                part.reset_parameters()  # type: ignore[operator]

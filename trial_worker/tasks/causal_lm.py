@@ -1,0 +1,96 @@
+"""Language modelling: rows `{"text"}`, `{"prompt", "completion"}` or `{"messages": [{"role", "content"}]}`.
+
+Each form becomes a text and the spans of it that are supervised, see `trial_worker.tasks.spans`. A token is
+supervised where it ends inside a span; the first token of a row never is, since nothing comes before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from trial_worker.tasks.interface import Item, Row, Scores
+from trial_worker.tasks.spans import Marked, Span, mark
+
+
+class CausalLm:
+    """Next-token prediction; the loss is nats per supervised token."""
+
+    family = "causal"
+    labels: tuple[str, ...] = ()
+
+    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
+        """Items with a target for each supervised token.
+
+        Raises:
+            ValueError: a row has none of the three forms, the tokenizer lacks the chat template that `messages`
+                need, or it cannot say which characters a token covers.
+        """
+        if not tokenizer.is_fast:
+            raise ValueError("the tokenizer gives no character offsets; a tokenizer.json is needed")
+        items = []
+        for number, row in enumerate(rows):
+            try:
+                items.append(_encode(mark(row, tokenizer), tokenizer))
+            except ValueError as error:
+                raise ValueError(f"row {number}: {error}") from error
+        return items
+
+    def shorten(self, item: Item, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Item:
+        """Cut at the right: targets beyond the limit, and their bytes, are not counted."""
+        assert item.positions is not None
+        assert item.ends is not None
+        kept = item.positions < max_length - 1
+        ends = item.ends[kept]
+        return Item(
+            ids=item.ids[:max_length],
+            targets=item.targets[kept],
+            positions=item.positions[kept],
+            size=int(ends.max()) if len(ends) else 0,
+            ends=ends,
+        )
+
+    def tallies(self, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
+        """nats, items (supervised tokens), correct, rows, and bytes of supervised text."""
+        return {
+            "nats": float(scores.nats.sum()),
+            "items": int(scores.counts.sum()),
+            "correct": int(scores.correct.sum()),
+            "rows": len(items),
+            "bytes": sum(item.size for item in items),
+        }
+
+
+def _encode(marked: Marked, tokenizer: PreTrainedTokenizerBase) -> Item:
+    # verbose=False: rows longer than the model are cut later, a warning for each would be noise
+    coded = tokenizer(marked.text, add_special_tokens=marked.add_special, return_offsets_mapping=True, verbose=False)
+    ids, ends = list(coded["input_ids"]), [end for _, end in coded["offset_mapping"]]
+    learnt = [
+        start < end and any(span.start < end <= span.end for span in marked.spans)
+        for start, end in coded["offset_mapping"]
+    ]
+    if marked.close and tokenizer.eos_token_id is not None:
+        if not ids or ids[-1] != tokenizer.eos_token_id:
+            ids, ends, learnt = [*ids, tokenizer.eos_token_id], [*ends, 0], [*learnt, False]
+        ends[-1], learnt[-1] = len(marked.text), True
+    if not ids:
+        raise ValueError("the row has no tokens")
+    positions = [token - 1 for token in range(1, len(ids)) if learnt[token]]
+    covered = [_bytes_until(marked.text, marked.spans, ends[position + 1]) for position in positions]
+    chosen = torch.tensor(positions, dtype=torch.int64)
+    sequence = torch.tensor(ids, dtype=torch.int64)
+    return Item(
+        ids=sequence,
+        targets=sequence[chosen + 1],
+        positions=chosen,
+        size=max(covered, default=0),
+        ends=torch.tensor(covered, dtype=torch.int64),
+    )
+
+
+def _bytes_until(text: str, spans: Sequence[Span], end: int) -> int:
+    """UTF-8 bytes of the supervised text (template tokens are none) up to character `end`."""
+    return sum(len(text[span.text_start : min(span.text_end, end)].encode()) for span in spans)

@@ -1,0 +1,151 @@
+"""What a task gives the engine: items, batches, scores and additive tallies.
+
+A task knows how a row becomes tokens and targets and how outputs become numbers. It knows nothing of adapters,
+optimizers or folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row, tokenised, its longest form: `Task.shorten` cuts it.
+
+    ids: (length,) int64.
+    targets: (targets,) int64, a class or the supervised tokens.
+    positions: (targets,) int64, the token whose output predicts each target; None where the row has one output.
+    size: UTF-8 bytes of the supervised text; 0 for a class.
+    ends: (targets,) int64, bytes of the supervised text that are covered once this target is; None for a class.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    positions: Tensor | None = None
+    size: int = 0
+    ends: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return len(self.ids)
+
+    @property
+    def weight(self) -> int:
+        """What the row counts in a mean: 1 for a class, its supervised tokens for a language model."""
+        return len(self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items side by side, padded on the right.
+
+    ids: (rows, length) int64.
+    mask: (rows, length) int64, 1 where a token is real; None where nothing is padded, which attention does faster.
+    targets: (targets,) int64, the items' targets one after another.
+    positions: (targets,) int64 into rows * length; None where each row has one output.
+    owners: (targets,) int64, the row of each target.
+    """
+
+    ids: Tensor
+    mask: Tensor | None
+    targets: Tensor
+    positions: Tensor | None
+    owners: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.ids.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a model said of some items.
+
+    nats: (items,) float64, negative log-likelihood summed over the item's targets.
+    counts: (items,) int64, targets of the item.
+    correct: (items,) int64, targets that were the most likely output.
+    logits: (items, classes) float32 for classification, else None.
+    """
+
+    nats: np.ndarray
+    counts: np.ndarray
+    correct: np.ndarray
+    logits: np.ndarray | None
+
+
+class Task(Protocol):
+    """One kind of learning. Stateless but for its labels; safe to share."""
+
+    family: str  # which transformers class: "sequence" or "causal"
+    labels: tuple[str, ...]  # class names in logit order; empty for a language model
+
+    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
+        """Tokenise snapshot rows without a limit on their length.
+
+        Raises:
+            ValueError: a row is not of this task's form; the message names its number, counted from 0.
+        """
+
+    def shorten(self, item: Item, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Item:
+        """The item of a row that has more than `max_length` tokens."""
+
+    def tallies(self, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
+        """Additive sums: any metric of any set of folds is a function of their sum."""
+
+
+def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
+    """Pad items to the longest of them. Padding is known by `mask`, never by `pad_id`, which may equal eos."""
+    length = max(item.length for item in items)
+    ids = torch.full((len(items), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(items), length), dtype=torch.int64)
+    for row, item in enumerate(items):
+        ids[row, : item.length] = item.ids
+        mask[row, : item.length] = 1
+    weights = torch.tensor([item.weight for item in items])
+    owners = torch.repeat_interleave(torch.arange(len(items)), weights)
+    positions = None
+    if items[0].positions is not None:
+        inside = torch.cat([item.positions for item in items if item.positions is not None])
+        positions = (inside + owners * length).to(device)
+    return Batch(
+        ids=ids.to(device),
+        mask=None if bool(mask.all()) else mask.to(device),
+        targets=torch.cat([item.targets for item in items]).to(device),
+        positions=positions,
+        owners=owners.to(device),
+    )
+
+
+def target_nats(logits: Tensor, batch: Batch) -> Tensor:
+    """Negative log-likelihood of each target, float64 (targets,) from logits (targets, outputs).
+
+    The softmax is taken in float32 (float64 if the logits are) whatever the model computes in; sums over targets
+    want float64, or thousands of tokens would lose the digits in which two configurations differ.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.nn.functional.cross_entropy(wide, batch.targets, reduction="none").double()
+
+
+def score(logits: Tensor, batch: Batch, keep_logits: bool) -> Scores:
+    """Scores of the batch's rows from logits (targets, outputs)."""
+    nats = torch.zeros(batch.rows, dtype=torch.float64, device=logits.device)
+    nats.index_add_(0, batch.owners, target_nats(logits, batch))
+    hits = (logits.argmax(-1) == batch.targets).long()
+    correct = torch.zeros(batch.rows, dtype=torch.int64, device=logits.device).index_add_(0, batch.owners, hits)
+    return Scores(
+        nats=nats.cpu().numpy(),
+        counts=torch.bincount(batch.owners, minlength=batch.rows).cpu().numpy(),
+        correct=correct.cpu().numpy(),
+        logits=logits.float().cpu().numpy() if keep_logits else None,
+    )
