@@ -46,17 +46,16 @@ def cli() -> None:
 @json_option
 def check(file: Path, as_json: bool) -> None:
     """Validate a study file and its data; print every setting and where it came from."""
-    from orchestrator import launch as launching
-    from orchestrator import study_file, view
+    from orchestrator import console, prepare, study_file
 
     loaded = study_file.load(file)
-    snapshot, cautions = launching.check(loaded)
+    snapshot, cautions = prepare.check(loaded)
     resolved = loaded.spec.model_dump(mode="json")
     if as_json:
         report = {"spec": resolved, "origins": dict(loaded.origins), "rows": snapshot.rows, "cautions": cautions}
         click.echo(json.dumps(report))
         return
-    view.data().print(view.resolved(resolved, dict(loaded.origins)))
+    console.data().print(console.resolved(resolved, dict(loaded.origins)))
     for caution in cautions:
         say(f"warning: {caution}")
     classes = f", {len(snapshot.classes)} classes" if snapshot.labels else ""
@@ -118,13 +117,13 @@ def run(file: Path, storage: str | None, workers: int | None, device: str, smoke
 @json_option
 def list_studies(storage: str | None, as_json: bool) -> None:
     """List all studies."""
-    from orchestrator import reading, view
+    from orchestrator import console, reading, view
 
     rows = reading.studies(open_engine(storage))
     if as_json:
         click.echo(json.dumps({"studies": rows}))
     elif rows:
-        view.data().print(view.list_table(rows))
+        console.data().print(view.list_table(rows))
     else:
         say("no studies yet; `foldtune launch FILE` makes one")
 
@@ -135,14 +134,14 @@ def list_studies(storage: str | None, as_json: bool) -> None:
 @json_option
 def status(study: str, storage: str | None, as_json: bool) -> None:
     """Show a study's trials, budget and failures."""
-    from orchestrator import reading, view
+    from orchestrator import console, reading, view
 
     engine = open_engine(storage)
     seen = reading.view(engine, study)
     if as_json:
         click.echo(json.dumps(reading.status(seen)))
         return
-    view.data().print(view.live(seen))
+    console.data().print(view.live(seen))
     for failure in reading.failures(engine, study):
         say(f"trial {failure['trial']} fold {failure['fold'] + 1} {failure['state']}: {failure['reason']}")
         if failure["evidence"]:
@@ -166,14 +165,14 @@ def watch(study: str, storage: str | None, every: float) -> None:
 @json_option
 def best(study: str, storage: str | None, as_json: bool) -> None:
     """Show the best trial beside the default configuration. Exit code 1 while nothing is complete."""
-    from orchestrator import reading, view
+    from orchestrator import console, reading, view
 
     seen = reading.view(open_engine(storage), study)
     found = reading.best(seen)
     if as_json:
         click.echo(json.dumps(found))
     elif found is not None:
-        view.data().print(view.result(seen))
+        console.data().print(view.result(seen))
     else:
         say(f"study {study!r}: no trial is complete yet")
     raise SystemExit(0 if found is not None else 1)
@@ -283,13 +282,15 @@ def db_url() -> None:
 
 def launch_study(loaded: LoadedStudy, storage: str | None) -> tuple[Engine, str]:
     """Check everything, then touch the database."""
-    from orchestrator import launch as launching
+    from orchestrator.prepare import prepare
 
-    prepared, cautions = launching.prepare(loaded)
+    prepared, cautions = prepare(loaded)
     for caution in cautions:
         say(f"warning: {caution}")
+    from orchestrator.launch import launch as create
+
     engine = open_engine(storage)
-    launched = launching.launch(engine, prepared)
+    launched = create(engine, prepared)
     for message in launched.messages:
         say(message)
     if launched.created:

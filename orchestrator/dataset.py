@@ -6,6 +6,7 @@ Workers train on the snapshot, never on the file.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import random
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import readers
+from orchestrator import hyperparameters, readers
 from orchestrator.contract import canonical
 from orchestrator.errors import BAD_DATA, BadInput, Problem
 from orchestrator.readers import Row
 from orchestrator.spec import DataSource
 
 SHOWN = 5  # problems of one kind that are listed one by one
+KINDS = {"must": "type", "is": "empty", "holds": "text", "has": "messages"}  # a finding's first word -> its kind
 EMBEDDED_BYTES = 64 * 2**20  # a larger snapshot is not stored in the database
 
 
@@ -51,10 +53,14 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
     """
     file = source.path
     raw = readers.read(source, folder)
-    columns = _columns(source, task, raw, file)
-    rows, problems = _canonical_rows(raw, columns, task, source.group, file)
-    if not problems and not rows:
-        problems = [Problem(code="data", message="no rows", file=file)]
+    if not raw:
+        raise BadInput([Problem(code="data", message="no rows", file=file)], code=BAD_DATA)
+    columns = {**_columns(source, task, raw, file), **({"group": source.group} if source.group else {})}
+    rows, problems = _canonical_rows(raw, columns, file)
+    labels = tuple(row["label"] for row in rows) if task == "classification" and not problems else None
+    if labels is not None and len(set(labels)) < 2:
+        message = f"classification needs at least 2 classes — got only {labels[0]!r}"
+        problems = [Problem(code="data-classes", message=message, file=file)]
     if problems:
         raise BadInput(_shorten(problems), code=BAD_DATA)
     rows = _limit(rows, source.limit, seed)
@@ -90,27 +96,32 @@ def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> di
 
 
 def _canonical_rows(
-    raw: Sequence[Row], columns: Mapping[str, str], task: str, group: str | None, file: str
+    raw: Sequence[Row], columns: Mapping[str, str], file: str
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
     rows, problems = [], []
-    wanted = {**columns, **({"group": group} if group else {})}
+    nowhere = [column for column in columns.values() if not any(column in row.values for row in raw)]
+    for column in nowhere:
+        have = sorted(set().union(*(row.values for row in raw)))
+        message = f"no column '{column}' in any row (there is {', '.join(have) or 'nothing'})"
+        near = difflib.get_close_matches(column, have, n=1)
+        help = f"did you mean '{near[0]}'?" if near else "name yours under `data:`"
+        problems.append(Problem(code="data-column", message=message, help=help, file=file, line=raw[0].line))
     for row in raw:
         values: dict[str, Any] = {}
-        for name, column in wanted.items():
+        for name, column in columns.items():
+            if column in nowhere:
+                continue
             if column not in row.values:
-                have = ", ".join(sorted(row.values)) or "nothing"
-                problems.append(_problem("column", file, row, f"no column '{column}' (there is {have})"))
+                message = f"no column '{column}' (there is {', '.join(sorted(row.values)) or 'nothing'})"
+                problems.append(Problem(code="data-column", message=message, file=file, line=row.line))
                 continue
             value, wrong = _value(name, row.values[column])
             if wrong:
-                problems.append(_problem(wrong.split()[0], file, row, f"'{column}' {wrong}"))
+                code = f"data-{KINDS[wrong.split()[0]]}"
+                problems.append(Problem(code=code, message=f"'{column}' {wrong}", file=file, line=row.line))
             values[name] = value
         rows.append(values)
     return rows, problems
-
-
-def _problem(code: str, file: str, row: Row, message: str) -> Problem:
-    return Problem(code=f"data-{code}", message=message, file=file, line=row.line)
 
 
 def _value(name: str, value: Any) -> tuple[Any, str]:
@@ -120,11 +131,11 @@ def _value(name: str, value: Any) -> tuple[Any, str]:
             return _clean(str(value).lower() if isinstance(value, bool) else str(value))
         if isinstance(value, float) and value.is_integer():
             return str(int(value)), ""
-        return None, f"must be text or a whole number — got {value!r:.60}"
+        return None, f"must be text or a whole number — got {hyperparameters.show(value)}"
     if name == "messages":
         return _messages(value)
     if not isinstance(value, str):
-        return None, f"must be text — got {value!r:.60}"
+        return None, f"must be text — got {hyperparameters.show(value)}"
     if not value.strip():
         return None, "is empty"
     return _clean(value)
@@ -133,18 +144,20 @@ def _value(name: str, value: Any) -> tuple[Any, str]:
 def _clean(text: str) -> tuple[str | None, str]:
     if "\x00" in text:
         return None, "holds the character U+0000, which Postgres refuses"
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return None, "holds half a surrogate pair, which is no text"
     return text, ""
 
 
 def _messages(value: Any) -> tuple[Any, str]:
     if not isinstance(value, list) or not value:
-        return None, "must be a list of {role, content} — got " + repr(value)[:60]
+        return None, "must be a list of {role, content} — got " + hyperparameters.show(value)
     turns = []
     for turn in value:
         if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
-            return None, "must be a list of {role, content}, both text — got " + repr(turn)[:60]
+            return None, "must be a list of {role, content}, both text — got " + hyperparameters.show(turn)
         wrong = _clean(turn["content"])[1] or _clean(turn["role"])[1]
         if wrong:
             return None, wrong

@@ -14,6 +14,14 @@ TRY_AGAIN = 75  # fenced, or somebody else was faster
 NO_PERMISSION = 77
 
 
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal or fake a line: names from users' files may hold escape codes."""
+    if text.isprintable():
+        return text
+    escaped = (mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii") for mark in text)
+    return "".join(escaped)
+
+
 class FoldtuneError(Exception):
     """A failure with one clear message for the user.
 
@@ -27,7 +35,7 @@ class FoldtuneError(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        return f"error: {self.message}" + (f"\nhelp: {self.help}" if self.help else "")
+        return f"error: {printable(self.message)}" + (f"\nhelp: {printable(self.help)}" if self.help else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +51,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = ":".join(str(part) for part in (self.file, self.line, self.column) if part)
-        text = f"error[{self.code}] {place}: {self.message}" if place else f"error[{self.code}] {self.message}"
-        return f"{text}\n  help: {self.help}" if self.help else text
+        text = f"{place}: {self.message}" if place else self.message
+        lines = [f"error[{self.code}] {printable(text)}"]
+        return "\n".join([*lines, f"  help: {printable(self.help)}"] if self.help else lines)
 
 
 class BadInput(FoldtuneError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,10 +44,8 @@ def problems(
         errors.append(f"folds: {folds} but only {len(set(groups))} groups of rows that belong together")
     if labels is not None:
         counts = Counter(labels)
-        if len(counts) < 2:
-            errors.append(f"classification needs at least 2 classes — got only {next(iter(counts), None)!r}")
         rare = sorted(label for label, count in counts.items() if count < folds)
-        if rare and len(counts) >= 2:
+        if rare:
             shown = ", ".join(f"{label!r} ({counts[label]})" for label in rare[:5])
             cautions.append(
                 f"{len(rare)} of {len(counts)} classes have fewer rows than there are folds: {shown}; "
@@ -81,19 +79,47 @@ def plan(
 def _assign(
     rows: int, folds: int, seed: int, labels: Sequence[str] | None, groups: Sequence[str] | None
 ) -> tuple[int, ...]:
+    if labels is not None and (groups is not None or min(Counter(labels).values()) < folds):
+        return _deal(folds, seed, labels, groups or [str(row) for row in range(rows)])
     from sklearn import model_selection
 
-    options = {"n_splits": folds, "shuffle": True, "random_state": seed}
-    stratify, together = labels is not None, groups is not None
-    name = f"{'Stratified' if stratify else ''}{'Group' if together else ''}KFold"
-    splitter = getattr(model_selection, name)(**options)
-    if stratify and not together and min(Counter(labels).values()) < folds:
-        splitter = model_selection.StratifiedGroupKFold(**options)  # tolerates classes rarer than folds
-        groups = [str(row) for row in range(rows)]
+    kinds = {(True, False): "StratifiedKFold", (False, True): "GroupKFold", (False, False): "KFold"}
+    name = kinds[labels is not None, groups is not None]
+    splitter = getattr(model_selection, name)(n_splits=folds, shuffle=True, random_state=seed)
     row_folds = [-1] * rows
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # rare classes: `problems` has said it in our words
-        for fold, (_, validation) in enumerate(splitter.split([0] * rows, labels, groups)):
-            for row in validation:
-                row_folds[int(row)] = fold
+    for fold, (_, validation) in enumerate(splitter.split([0] * rows, labels, groups)):
+        for row in validation:
+            row_folds[int(row)] = fold
     return tuple(row_folds)
+
+
+def _deal(folds: int, seed: int, labels: Sequence[str], groups: Sequence[str]) -> tuple[int, ...]:
+    """Stratified folds of whole groups, large groups first, each to the fold that lacks its labels most.
+
+    scikit-learn's StratifiedGroupKFold refuses data in which every class is rarer than folds, and may leave a fold
+    without any row. Here no fold is empty, and for groups of one row each label's count differs by at most one.
+    """
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    order = sorted(members.values())
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda rows: (-len(rows), sorted(labels[row] for row in rows)))
+    totals = Counter(labels)
+    held: list[Counter[str]] = [Counter() for _ in range(folds)]
+    row_folds = [-1] * len(labels)
+    for index, rows in enumerate(order):
+        added = Counter(labels[row] for row in rows)
+        empty = [fold for fold in range(folds) if not held[fold]]
+        allowed = empty if len(order) - index <= len(empty) else range(folds)
+        best = min(allowed, key=lambda fold: _crowd(held[fold], added, totals))
+        held[best] += added
+        for row in rows:
+            row_folds[row] = best
+    return tuple(row_folds)
+
+
+def _crowd(held: Counter[str], added: Counter[str], totals: Counter[str]) -> tuple[float, int]:
+    """By how much these rows would raise the fold's sum of squared label shares; then the fold's size."""
+    squares = sum(count * (2 * held[label] + count) / totals[label] for label, count in added.items())
+    return round(squares, 9), held.total()

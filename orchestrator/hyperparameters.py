@@ -16,6 +16,7 @@ FIELDS: Mapping[str, dataclasses.Field[Any]] = {field.name: field for field in d
 ALIASES: Mapping[str, str] = {alias: name for name, field in FIELDS.items() for alias in field.metadata["aliases"]}
 TYPES: Mapping[str, Any] = typing.get_type_hints(Settings)
 
+MODULE_RULES = ("all-linear", "auto")
 _RANK_RULE = re.compile(r"(\d+(?:\.\d+)?)?r")
 
 
@@ -46,6 +47,22 @@ def check(name: str, value: Any) -> tuple[Any, str | None]:
     return _number(name, value, whole=kind is int)
 
 
+def json_schema(name: str) -> dict[str, Any]:
+    """JSON Schema of one hyperparameter's value."""
+    metadata = FIELDS[name].metadata
+    bounds = {"minimum": metadata["low"], "exclusiveMinimum": metadata["above"], "maximum": metadata["high"]}
+    number = {key: value for key, value in bounds.items() if value is not None}
+    kinds: dict[str, dict[str, Any]] = {
+        "lora_alpha": {
+            "anyOf": [{"type": "number", **number}, {"type": "string", "pattern": f"^{_RANK_RULE.pattern}$"}]
+        },
+        "target_modules": {"anyOf": [{"enum": list(MODULE_RULES)}, {"type": "array", "items": {"type": "string"}}]},
+    }
+    plain = {int: {"type": "integer", **number}, float: {"type": "number", **number}}.get(TYPES[name])
+    kind = kinds.get(name) or plain or {"enum": list(metadata["choices"])}
+    return {**kind, "description": metadata["doc"], "default": FIELDS[name].default}
+
+
 def resolve_alpha(alpha: float | str, rank: int) -> float:
     """LoRA's alpha as a number: "2r" is twice the rank."""
     if not isinstance(alpha, str):
@@ -66,7 +83,7 @@ def _number(name: str, value: Any, *, whole: bool) -> tuple[Any, str | None]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value, f"'{name}' must be {'a whole number' if whole else 'a number'} — got {show(value)}"
     if not math.isfinite(value):
-        return value, f"'{name}': {value} is not a number that can be used"
+        return value, f"'{name}' must be {_bounds(name)} — got {value}"
     if whole:
         if value != int(value):
             return value, f"'{name}' must be a whole number — got {show(value)}"
@@ -96,7 +113,8 @@ def _bounds(name: str) -> str:
 
 def _alpha(value: Any) -> tuple[Any, str | None]:
     if isinstance(value, str):
-        if _RANK_RULE.fullmatch(value) and resolve_alpha(value, 1) > 0:
+        highest = FIELDS["lora_alpha"].metadata["high"]
+        if _RANK_RULE.fullmatch(value) and 0 < resolve_alpha(value, 1) <= highest:
             return value, None
         return (
             value,
@@ -106,7 +124,7 @@ def _alpha(value: Any) -> tuple[Any, str | None]:
 
 
 def _modules(value: Any) -> tuple[Any, str | None]:
-    if isinstance(value, str) and value in ("all-linear", "auto"):
+    if isinstance(value, str) and value in MODULE_RULES:
         return value, None
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) and item for item in value):
         return tuple(value), None

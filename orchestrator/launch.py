@@ -12,23 +12,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 import foldtune
-from orchestrator import dataset, folds, models, objective, projection, space, spec, study
-from orchestrator.contract import ModelPin
+from orchestrator import dataset, objective, projection, space, spec, study
 from orchestrator.database.engine import transaction
-from orchestrator.dataset import Snapshot
 from orchestrator.errors import USAGE, BadInput, FoldtuneError, Problem
 from orchestrator.folds import FoldPlan
-from orchestrator.study_file import LoadedStudy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything `launch` writes, computed before it touches the database."""
-
-    loaded: LoadedStudy
-    snapshot: Snapshot
-    plan: FoldPlan
-    model: ModelPin
+from orchestrator.prepare import Prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,45 +28,6 @@ class Launched:
     messages: tuple[str, ...]
 
 
-def check(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
-    """Data and model, as far as can be checked without torch, database and network: (snapshot, cautions).
-
-    Raises:
-        BadInput: with every problem found.
-    """
-    wanted = loaded.spec
-    problems = models.check(wanted.model, loaded.folder, loaded.document.file)
-    problems = [loaded.problem(("model",), problem.code, problem.message, problem.help) for problem in problems]
-    try:
-        snapshot = dataset.snapshot(wanted.data, wanted.task, loaded.folder, wanted.seed)
-    except BadInput as error:
-        if problems:
-            raise BadInput([*problems, *error.problems]) from None
-        raise
-    errors, cautions = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
-    problems += [loaded.problem(("cross_validation", "folds"), "folds", message) for message in errors]
-    if problems:
-        raise BadInput(problems)
-    return snapshot, [*snapshot.cautions, *(cautions if wanted.cross_validation.stratify else [])]
-
-
-def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
-    """`check`, then the fold plan and the model's commit or content hash: (prepared, cautions)."""
-    snapshot, cautions = check(loaded)
-    wanted = loaded.spec.cross_validation
-    stratified = snapshot.labels if wanted.stratify else None
-    plan = folds.plan(
-        snapshot.rows,
-        wanted.folds,
-        repeats=wanted.repeats,
-        seed=wanted.seed,
-        labels=stratified,
-        groups=snapshot.groups,
-    )
-    model = models.pin(loaded.spec.model, loaded.folder)
-    return Prepared(loaded=loaded, snapshot=snapshot, plan=plan, model=model), cautions
-
-
 def launch(engine: Engine, prepared: Prepared) -> Launched:
     """Create the study, or find it and change nothing.
 
@@ -86,10 +35,12 @@ def launch(engine: Engine, prepared: Prepared) -> Launched:
         FoldtuneError: the name belongs to a different study; says which keys differ.
     """
     name = prepared.loaded.spec.study
+    # Asked before the row is looked for: another launch commits its row first and makes its Optuna study after.
+    in_optuna = study.exists(engine.url, name)
     with transaction(engine) as connection:
         found = _find(connection, name)
         if found is None:
-            if study.exists(engine.url, name):
+            if in_optuna:
                 raise FoldtuneError(
                     f"Optuna already has a study named {name!r} that foldtune did not make",
                     help="choose another name under `study:`",
@@ -164,13 +115,25 @@ def _floor(prepared: Prepared) -> Mapping[str, float] | None:
 def _plan_trials(connection: Connection, study_id: int, wanted: spec.StudySpec, plan: FoldPlan) -> None:
     """The default configuration, and for a grid every point, as waiting trials with their units."""
     default, in_space = space.default_params(wanted.space)
+    is_default = space.configuration_digest(space.settings(wanted.training, default))
     points = list(space.grid(wanted.space)) if wanted.search.sampler == "grid" else []
-    if default not in points:
+    configurations = [space.configuration_digest(space.settings(wanted.training, point)) for point in points]
+    if is_default not in configurations:
         insert_trial(connection, study_id, wanted, plan, default, origin="default", in_space=in_space, searched=False)
-    for point in points:
-        insert_trial(
-            connection, study_id, wanted, plan, point, origin="grid", in_space=True, is_default=point == default
+    trained: dict[str, int] = {}  # two points may be one configuration: at rank 16, alpha 2r is alpha 32
+    for point, configuration in zip(points, configurations, strict=True):
+        first = trained.get(configuration)
+        trial = insert_trial(
+            connection,
+            study_id,
+            wanted,
+            plan,
+            point,
+            origin="grid",
+            is_default=first is None and configuration == is_default,
+            duplicate_of=first,
         )
+        trained.setdefault(configuration, trial)
 
 
 def insert_trial(

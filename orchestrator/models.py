@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from orchestrator.spec import ModelSource
 IGNORED = frozenset({".git", "__pycache__", ".cache"})
 
 
-def origin(source: ModelSource, folder: Path) -> str:
+def origin(path: str, folder: Path) -> str:
     """Where a model path leads: "package", "local" or "hub"."""
-    if source.path.startswith("package:"):
+    if path.startswith("package:"):
         return "package"
-    local = source.path.startswith((".", "/", "~")) or local_folder(source.path, folder).exists()
+    local = path.startswith((".", "/", "~")) or os.path.exists(local_folder(path, folder))
     return "local" if local else "hub"
 
 
@@ -30,37 +31,48 @@ def local_folder(path: str, folder: Path) -> Path:
         FileNotFoundError: the package is not installed.
     """
     if not path.startswith("package:"):
-        return folder / Path(path).expanduser()
+        return folder / os.path.expanduser(path)
     name, _, inner = path.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    try:
+        found = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # a module without a spec, such as __main__
+        found = None
     if found is None or not found.submodule_search_locations:
         raise FileNotFoundError(f"no installed package {name!r}")
+    if inner.startswith("/") or ".." in inner.split("/"):
+        raise FileNotFoundError(f"{inner!r} leads out of the package {name!r}")
     return Path(next(iter(found.submodule_search_locations))) / inner
 
 
 def check(source: ModelSource, folder: Path, file: str) -> list[Problem]:
     """What is wrong with a model source, as far as can be said without a network."""
-    kind = origin(source, folder)
-    if kind == "hub":
+    if origin(source.path, folder) == "hub":
         return []
     try:
         where = local_folder(source.path, folder)
     except FileNotFoundError as error:
         help = "pip install it; the quickstart's model comes with `make env`"
         return [Problem(code="model", message=f"model {source.path!r}: {error}", help=help, file=file)]
-    if not where.is_dir():
-        return [Problem(code="model", message=f"model {source.path!r}: no such folder {where}", file=file)]
+    if not os.path.isdir(where):
+        wrong = f"{where} is a file, expected a folder" if os.path.exists(where) else f"no such folder {where}"
+        return [Problem(code="model", message=f"model {source.path!r}: {wrong}", file=file)]
     if (where / "adapter_config.json").exists() and not (where / "config.json").exists():
-        base = _json(where / "adapter_config.json").get("base_model_name_or_path", "another model")
+        base = _map(where / "adapter_config.json").get("base_model_name_or_path", "another model")
         message = f"model {source.path!r} is a LoRA adapter for {base}, not a base model"
         return [Problem(code="model", message=message, file=file)]
     problems = []
     if not (where / "config.json").is_file():
         problems.append(f"model {source.path!r}: no config.json in {where}")
-    elif _json(where / "config.json").get("auto_map"):
+    elif not _map(where / "config.json"):
+        problems.append(f"model {source.path!r}: config.json is no JSON object")
+    elif _map(where / "config.json").get("auto_map"):
         problems.append(f"model {source.path!r} asks to run its own code, which foldtune never does")
     if not list(where.glob("*.safetensors")):
         problems.append(f"model {source.path!r}: no *.safetensors in {where}; other weight formats can run code")
+    shards = _map(where / "model.safetensors.index.json").get("weight_map")
+    for shard in sorted({str(name) for name in shards.values()} if isinstance(shards, dict) else ()):
+        if Path(shard).name != shard or not (where / shard).is_file():
+            problems.append(f"model {source.path!r}: its index names the shard {shard!r}, which is not in its folder")
     return [Problem(code="model", message=message, file=file) for message in problems]
 
 
@@ -73,7 +85,7 @@ def pin(source: ModelSource, folder: Path) -> ModelPin:
     problems = check(source, folder, "")
     if problems:
         raise BadInput(problems)
-    kind = origin(source, folder)
+    kind = origin(source.path, folder)
     if kind == "hub":
         return _pin_hub(source)
     where = local_folder(source.path, folder)
@@ -87,8 +99,11 @@ def pin(source: ModelSource, folder: Path) -> ModelPin:
 def content_hash(folder: Path) -> str:
     """sha256 over the names and contents of a model's files, hexadecimal."""
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not IGNORED & set(path.parts)):
-        total.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        inner = path.relative_to(folder)
+        if IGNORED & set(inner.parts):
+            continue
+        total.update(f"{inner.as_posix()}\n".encode())
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
@@ -99,10 +114,11 @@ def _pooling(folder: Path) -> tuple[str, bool]:
     if not (folder / "modules.json").is_file():
         return "first", False
     modules = _json(folder / "modules.json")
-    kinds = {str(module.get("type", "")).rpartition(".")[2]: module.get("path", "") for module in modules}
+    modules = [module for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    kinds = {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
     if "Pooling" not in kinds or not (folder / kinds["Pooling"] / "config.json").is_file():
         return "first", False
-    mean = _json(folder / kinds["Pooling"] / "config.json").get("pooling_mode_mean_tokens", False)
+    mean = _map(folder / kinds["Pooling"] / "config.json").get("pooling_mode_mean_tokens", False)
     return ("mean", "Normalize" in kinds) if mean else ("first", False)
 
 
@@ -123,10 +139,11 @@ def _pin_hub(source: ModelSource) -> ModelPin:
     except errors.RevisionNotFoundError:
         raise _hub_error(source, f"has no revision {source.revision!r}") from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        raise _hub_error(source, f"cannot be looked up on the hub: {str(error).splitlines()[0]}") from None
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _hub_error(source, f"cannot be looked up on the hub: {what}") from None
     except errors.HFValidationError as error:
         raise _hub_error(source, f"is no folder here and no model id: {error}") from None
-    if _json(Path(folder) / "config.json").get("auto_map"):
+    if _map(Path(folder) / "config.json").get("auto_map"):
         raise _hub_error(source, "asks to run its own code, which foldtune never does")
     pooling, normalize = _pooling(Path(folder))
     return ModelPin(path=source.path, origin="hub", pin=commit, pooling=pooling, normalize=normalize)
@@ -139,5 +156,10 @@ def _hub_error(source: ModelSource, message: str) -> FoldtuneError:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
+
+
+def _map(path: Path) -> dict[str, Any]:
+    value = _json(path)
+    return value if isinstance(value, dict) else {}

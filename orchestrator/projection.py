@@ -6,6 +6,7 @@ Everything here runs under the study's row lock, so two processes never start th
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -22,6 +23,8 @@ def project(engine: Engine, name: str) -> None:
     """Bring the Optuna study of `name` up to date."""
     with transaction(engine) as connection:
         found = queries.study(connection, name)
+        if not _behind(connection, found):
+            return
         record = queries.lock_study(connection, found.id)
         attributes = {
             "foldtune:version": foldtune.__version__,
@@ -39,6 +42,18 @@ def project(engine: Engine, name: str) -> None:
         trials = queries.trials(connection, record.id)
         _tell_ended(connection, shown, record, trials)
         _note(connection, shown, record, trials)
+
+
+def _behind(connection: Connection, record: StudyRecord) -> bool:
+    """Whether a trial was opened or closed that Optuna has not heard of. Asked after every step of every worker."""
+    return record.noted is None or bool(
+        queries.scalar(
+            connection,
+            "SELECT EXISTS (SELECT 1 FROM trial WHERE study = :study AND "
+            "(state NOT IN ('waiting', 'running') AND NOT told OR state <> 'waiting' AND in_space AND number IS NULL))",
+            study=record.id,
+        )
+    )
 
 
 def past_of(connection: Connection, record: StudyRecord, trials: list[TrialRecord]) -> list[Past]:
@@ -86,9 +101,12 @@ def _attributes(record: StudyRecord, folds: list[FoldResult]) -> dict[str, Any]:
         return {}
     pooled = objective.metrics(objective.add(fold.tallies for fold in folds))
     each = {
-        f"repeat {fold.repeat} fold {fold.fold}": round(objective.validation_loss(fold.tallies), 6) for fold in folds
+        f"repeat {fold.repeat} fold {fold.fold}": round(objective.validation_loss(fold.tallies), 6)
+        for fold in folds
+        if fold.tallies["items"]
     }
-    return {**{name: round(value, 6) for name, value in pooled.items()}, "fold losses": each}
+    finite = {name: round(value, 6) for name, value in pooled.items() if math.isfinite(value)}
+    return {**finite, "fold losses": each}
 
 
 def _note(connection: Connection, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:

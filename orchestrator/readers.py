@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import json
+import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,29 +36,47 @@ def read(source: DataSource, folder: Path) -> list[Row]:
     kind = source.format or _kind(source, folder)
     if kind == "hub":
         return _hub(source)
-    path = folder / Path(source.path).expanduser()
-    if not path.exists():
+    path = _local(source.path, folder)
+    if not os.path.exists(path):
         raise _bad(source.path, f"no such file (looked for {path})")
-    if path.is_dir():
-        raise _bad(source.path, "is a directory, expected a data file")
+    if not os.path.isfile(path):
+        raise _bad(source.path, f"is {'a directory' if path.is_dir() else 'no regular file'}, expected a data file")
     try:
         raw = path.read_bytes()
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
-    except (OSError, EOFError) as error:
-        raise _bad(source.path, f"cannot be read: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise _bad(source.path, f"cannot be read: {_first_line(error)}") from None
     return {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[kind](raw, source.path)
 
 
+def is_hub(path: str, format: object, folder: Path) -> bool:
+    """Whether a data path means a dataset of the hub: it says so, or it is no file here and has no suffix."""
+    if format is not None:
+        return format == "hub"
+    return not Path(path).suffix and not os.path.exists(_local(path, folder))
+
+
+def _local(path: str, folder: Path) -> Path:
+    return folder / os.path.expanduser(path)
+
+
 def _kind(source: DataSource, folder: Path) -> str:
+    if is_hub(source.path, source.format, folder):
+        return "hub"
     path = Path(source.path)
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
-    if (folder / path).exists() or path.suffix:
-        known = ", ".join(SUFFIXES)
-        raise _bad(source.path, f"suffix {path.suffix!r} is none of {known}", "name the format: `data.format: jsonl`")
-    return "hub"
+    if os.path.isdir(_local(source.path, folder)):
+        raise _bad(source.path, "is a directory, expected a data file")
+    known = ", ".join(SUFFIXES)
+    help = "name the format: `data.format: jsonl`, or hub for a dataset of the hub"
+    raise _bad(source.path, f"suffix must be one of {known} — got {suffix!r}", help)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _bad(file: str, message: str, help: str = "", line: int = 0, column: int = 0) -> BadInput:
@@ -83,9 +103,9 @@ def _jsonl(raw: bytes, file: str) -> list[Row]:
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a ValueError: a number of more than 4300 digits
             column = getattr(error, "colno", 0)
-            what = getattr(error, "msg", "nested too deeply")
+            what = getattr(error, "msg", _first_line(error))
             problems.append(
                 Problem(code="data-json", message=f"not valid JSON: {what}", file=file, line=number, column=column)
             )
@@ -130,10 +150,10 @@ def _parquet(raw: bytes, file: str) -> list[Row]:
     if raw[:4] != b"PAR1":
         raise _bad(file, f"is not a Parquet file (starts with {raw[:4]!r})")
     try:
-        table = parquet.read_table(io.BytesIO(raw))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _bad(file, f"is a damaged Parquet file: {str(error).splitlines()[0]}") from None
-    return [Row(number, values) for number, values in enumerate(table.to_pylist(), start=1)]
+        rows = parquet.read_table(io.BytesIO(raw)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _bad(file, f"is a damaged Parquet file: {_first_line(error)}") from None
+    return [Row(number, values) for number, values in enumerate(rows, start=1)]
 
 
 def _hub(source: DataSource) -> list[Row]:
@@ -148,5 +168,5 @@ def _hub(source: DataSource) -> list[Row]:
     try:
         table = datasets.load_dataset(source.path, split=source.split or "train")
     except Exception as error:  # the library raises many types; none of them is our bug
-        raise _bad(source.path, f"cannot be loaded from the hub: {str(error).splitlines()[0]}") from None
+        raise _bad(source.path, f"cannot be loaded from the hub: {_first_line(error)}") from None
     return [Row(number, dict(values)) for number, values in enumerate(table, start=1)]

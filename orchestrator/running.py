@@ -9,7 +9,7 @@ import click
 from rich.live import Live
 from sqlalchemy import Engine
 
-from orchestrator import reading, view, words
+from orchestrator import console, reading, view, words
 from orchestrator.database.home import locate
 from orchestrator.launchers import local
 from orchestrator.launchers.local import LocalWorker
@@ -39,12 +39,12 @@ def run(engine: Engine, name: str, *, workers: int | None, device: str, as_json:
 
 def follow(engine: Engine, name: str, *, every: float, started: list[LocalWorker] | None = None) -> View:
     """Show a study until it ends, or until all the given workers have ended. The last look."""
-    console = view.talk()
+    terminal = console.talk()
     seen = reading.view(engine, name)
     told: set[int] = set()
-    with Live(console=console, auto_refresh=False, transient=started is not None) as screen:
+    with Live(console=terminal, auto_refresh=False, transient=started is not None) as screen:
         while True:
-            if console.is_terminal:
+            if terminal.is_terminal:
                 screen.update(view.live(seen), refresh=True)
             else:
                 _tell_closed(seen, told)
@@ -80,5 +80,5 @@ def _result(seen: View, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        view.data().print(view.result(seen))
+        console.data().print(view.result(seen))
     return 0 if found is not None else 1

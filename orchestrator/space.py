@@ -15,6 +15,8 @@ from orchestrator.contract import Settings, digest
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+MOST_STEPS = 100_000  # values of one range
+
 Params = Mapping[str, Any]  # one value for every searched name
 
 
@@ -26,6 +28,9 @@ class Choices:
 
     def __contains__(self, value: Any) -> bool:
         return value in self.choices
+
+    def __len__(self) -> int:
+        return len(self.choices)
 
     def points(self) -> tuple[Any, ...]:
         return self.choices
@@ -54,13 +59,16 @@ class Range:
             return False
         if self.step is None:
             return not self.whole or float(value).is_integer()
-        return math.isclose((value - self.low) / self.step % 1.0, 0.0, abs_tol=1e-9)
+        steps = (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-6
+
+    def __len__(self) -> int:
+        """How many values a grid has here."""
+        return round((self.high - self.low) / (self.step or 1)) + 1
 
     def points(self) -> tuple[Any, ...]:
         """The grid's values. Only a whole range or one with a step has them."""
-        step = self.step or 1
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
-        values = (self.low + index * step for index in range(count))
+        values = (self.low + index * (self.step or 1) for index in range(len(self)))
         return tuple(int(value) if self.whole else float(f"{value:.12g}") for value in values)
 
     def to_json(self) -> dict[str, Any]:
@@ -153,6 +161,8 @@ def _range(name: str, raw: dict[str, Any]) -> tuple[Range | None, list[str]]:
         problems += _step_problems(name, step, whole=kind is int)
     if problems:
         return None, problems
+    if step is not None:
+        step = int(step) if kind is int else float(step)
     entry = Range(low=bounds[0], high=bounds[1], log=log, step=step, whole=kind is int)
     problems = _range_problems(name, entry)
     return (None, problems) if problems else (entry, [])
@@ -173,6 +183,8 @@ def _range_problems(name: str, entry: Range) -> list[str]:
         return [f"'{name}': a log scale needs low > 0 — got {entry.low:g}"]
     if entry.log and entry.step:
         return [f"'{name}': log and step exclude each other"]
+    if entry.step and (entry.high - entry.low) / entry.step > MOST_STEPS:
+        return [f"'{name}': step {entry.step:g} makes more than {MOST_STEPS} values"]
     if entry.step and entry.high not in entry:
         return [f"'{name}': step {entry.step:g} does not lead from {entry.low:g} to {entry.high:g}"]
     return []
@@ -189,7 +201,7 @@ def grid_problems(space: Space) -> dict[str, str]:
 
 def grid_size(space: Space) -> int:
     """How many configurations a grid has."""
-    return math.prod(len(entry.points()) for entry in space.values())
+    return math.prod(len(entry) for entry in space.values())
 
 
 def grid(space: Space) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,9 @@ class ModelSource(_Section):
     """The pretrained model whose weights stay frozen."""
 
     path: str = Field(min_length=1, description="hub id, local folder, or package:NAME/FOLDER")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub model; launch pins the commit")
+    revision: str | None = Field(
+        None, min_length=1, description="branch, tag or commit of a hub model; launch pins the commit"
+    )
 
 
 class DataSource(_Section):
@@ -30,13 +32,15 @@ class DataSource(_Section):
 
     path: str = Field(min_length=1, description="file beside the study file, or a dataset id of the hub")
     format: Literal["jsonl", "csv", "parquet", "hub"] | None = Field(None, description="default: by the file's suffix")
-    split: str | None = Field(None, description="split of a hub dataset; default train")
-    text: str | None = Field(None, description="column of the text; default text")
-    label: str | None = Field(None, description="column of the class; default label")
-    prompt: str | None = Field(None, description="column of the prompt; default prompt")
-    completion: str | None = Field(None, description="column of the completion; default completion")
-    messages: str | None = Field(None, description="column of chat messages; default messages")
-    group: str | None = Field(None, description="rows with the same value never stand on both sides of a fold")
+    split: str | None = Field(None, min_length=1, description="split of a hub dataset; default train")
+    text: str | None = Field(None, min_length=1, description="column of the text; default text")
+    label: str | None = Field(None, min_length=1, description="column of the class; default label")
+    prompt: str | None = Field(None, min_length=1, description="column of the prompt; default prompt")
+    completion: str | None = Field(None, min_length=1, description="column of the completion; default completion")
+    messages: str | None = Field(None, min_length=1, description="column of chat messages; default messages")
+    group: str | None = Field(
+        None, min_length=1, description="rows with the same value never stand on both sides of a fold"
+    )
     limit: int | None = Field(None, ge=4, description="use at most this many rows, drawn by the study's seed")
 
 
@@ -134,11 +138,42 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a study file."""
     schema = StudySpec.model_json_schema()
-    fields = {
-        name: {"description": field.metadata["doc"], "default": field.default}
-        for name, field in hyperparameters.FIELDS.items()
-    }
-    schema["properties"]["training"]["properties"] = fields
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "foldtune study file"}
+    schema["properties"]["study"]["pattern"] = f"^{NAME.pattern}$"
+    short = {"type": "string", "minLength": 1, "description": "short for {path: ...}"}
+    schema["properties"]["model"] = {"anyOf": [{"$ref": "#/$defs/ModelSource"}, short]}
+    fields = {name: hyperparameters.json_schema(name) for name in hyperparameters.FIELDS}
+    aliases = {alias: {"$ref": f"#/properties/training/properties/{name}"} for alias, name in _aliases()}
+    schema["properties"]["training"] |= {"properties": {**fields, **aliases}, "additionalProperties": False}
     searchable = [name for name, field in hyperparameters.FIELDS.items() if field.metadata["searchable"]]
-    schema["$defs"]["Search"]["properties"]["space"]["propertyNames"] = {"enum": searchable}
+    names = [*searchable, *(alias for alias, name in _aliases() if name in searchable)]
+    schema["$defs"]["Search"]["properties"]["space"] |= {
+        "propertyNames": {"enum": names},
+        "minProperties": 1,
+        "additionalProperties": {"anyOf": [_CHOICES, _CHOICES_MAP, _RANGE]},
+    }
     return schema
+
+
+def _aliases() -> list[tuple[str, str]]:
+    return list(hyperparameters.ALIASES.items())
+
+
+_CHOICES: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}
+_CHOICES_MAP: dict[str, Any] = {
+    "type": "object",
+    "properties": {"choices": _CHOICES},
+    "required": ["choices"],
+    "additionalProperties": False,
+}
+_RANGE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "low": {"type": "number"},
+        "high": {"type": "number"},
+        "log": {"type": "boolean"},
+        "step": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    },
+    "required": ["low", "high"],
+    "additionalProperties": False,
+}

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import document, hyperparameters, objective, space
+from orchestrator import cross_checks, document, hyperparameters, space
 from orchestrator.document import Document, Path_
 from orchestrator.errors import BadInput, Problem
 from orchestrator.spec import Budget, StudySpec
@@ -24,9 +24,14 @@ LATER = {
     "nested": "statistics",
     "augmentation": "augmentation",
 }
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("text", "label"),
-    "causal_lm": ("text", "prompt", "completion", "messages"),
+RULES: Mapping[str, str] = {  # pydantic's kinds of error, in foldtune's words
+    "bool_type": "must be true or false",
+    "dict_type": "must be a map of keys",
+    "float_type": "must be a number",
+    "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "model_type": "must be a map of keys",
+    "string_type": "must be text",
 }
 
 
@@ -68,13 +73,12 @@ def resolve(doc: Document, folder: Path) -> LoadedStudy:
         raw["search"] = {**raw["search"], "space": {name: entry.to_json() for name, entry in entries.items()}}
     for name in sorted(set(names) & set(entry_names)):
         problems.append(doc.problem(("training", names[name]), "both", f"'{name}' is both fixed and searched"))
+    problems += cross_checks.check(doc, raw, entries, entry_names, folder)
     spec: StudySpec | None = None
     try:
         spec = StudySpec.model_validate(raw)
     except ValidationError as error:
         problems += [_translate(doc, detail) for detail in error.errors()]
-    if spec is not None:
-        problems += _cross_checks(doc, spec, entries, entry_names)
     if problems or spec is None:
         problems.sort(key=lambda problem: (problem.line, problem.column))
         raise BadInput(problems)
@@ -110,7 +114,8 @@ def _training(doc: Document, raw: Any, problems: list[Problem]) -> tuple[dict[st
     if raw is None:
         return {}, {}
     if not isinstance(raw, dict):
-        problems.append(doc.problem(("training",), "shape", "'training' must be a map of hyperparameters"))
+        message = f"'training' must be a map of hyperparameters — got {hyperparameters.show(raw)}"
+        problems.append(doc.problem(("training",), "shape", message))
         return {}, {}
     written = _canonical_names(doc, ("training",), raw, problems)
     values = {}
@@ -124,17 +129,16 @@ def _training(doc: Document, raw: Any, problems: list[Problem]) -> tuple[dict[st
 
 
 def _search_space(doc: Document, search: Any, problems: list[Problem]) -> tuple[dict[str, space.Entry], dict[str, str]]:
-    raw = search.get("space") if isinstance(search, dict) else None
-    if raw is None:
-        if isinstance(search, dict) and "space" in search:
-            problems.append(
-                doc.problem(("search", "space"), "empty", "'search.space' must name at least one hyperparameter")
-            )
+    if not isinstance(search, dict):  # `StudySpec` says so
         return {}, {}
+    if "space" not in search:
+        problems.append(doc.problem(("search",), "missing-key", "missing 'search.space'"))
+        return {}, {}
+    raw = search["space"]
     if not isinstance(raw, dict) or not raw:
-        problems.append(
-            doc.problem(("search", "space"), "shape", "'search.space' must be a map with at least one hyperparameter")
-        )
+        rule = "'search.space' must be a map with at least one hyperparameter"
+        message = f"{rule} — got {hyperparameters.show(raw)}"
+        problems.append(doc.problem(("search", "space"), "shape", message))
         return {}, {}
     written = _canonical_names(doc, ("search", "space"), raw, problems)
     entries: dict[str, space.Entry] = {}
@@ -194,60 +198,6 @@ def _columns(spec: StudySpec) -> dict[str, str]:
     return {}
 
 
-def _cross_checks(
-    doc: Document, spec: StudySpec, entries: Mapping[str, space.Entry], written: Mapping[str, str]
-) -> list[Problem]:
-    problems = []
-    if spec.search.sampler == "grid":
-        wrong = space.grid_problems(entries)
-        problems += [doc.problem(("search", "space", written[name]), "grid", text) for name, text in wrong.items()]
-        if not wrong and spec.budget.trials and spec.budget.trials != space.grid_size(entries):
-            size = space.grid_size(entries)
-            message = f"a grid of {size} points runs all of them — got budget.trials {spec.budget.trials}"
-            problems.append(doc.problem(("budget", "trials"), "budget", message, "leave budget.trials out"))
-        if not wrong and space.grid_size(entries) > 10_000:
-            message = f"a grid may have at most 10000 points — got {space.grid_size(entries)}"
-            problems.append(doc.problem(("search", "space"), "grid", message))
-    unused = {"text", "label", "prompt", "completion", "messages"} - set(COLUMNS[spec.task])
-    for column in sorted(unused):
-        if getattr(spec.data, column) is not None:
-            problems.append(
-                doc.problem(("data", column), "no-effect", f"'data.{column}' has no meaning for task {spec.task}")
-            )
-    if spec.task == "causal_lm":
-        problems += _causal_checks(doc, spec, written)
-    if spec.objective in objective.CLASSIFICATION_ONLY and spec.task != "classification":
-        problems.append(doc.problem(("objective",), "objective", f"'{spec.objective}' needs task classification"))
-    if spec.objective == "perplexity" and spec.task != "causal_lm":
-        problems.append(doc.problem(("objective",), "objective", "'perplexity' needs task causal_lm"))
-    if spec.data.split is not None and spec.data.format not in (None, "hub"):
-        problems.append(
-            doc.problem(("data", "split"), "no-effect", "'data.split' has a meaning only for a hub dataset")
-        )
-    if spec.model.revision is not None and spec.model.path.startswith("package:"):
-        problems.append(doc.problem(("model", "revision"), "no-effect", "'model.revision' needs a model of the hub"))
-    return problems
-
-
-def _causal_checks(doc: Document, spec: StudySpec, written: Mapping[str, str]) -> list[Problem]:
-    problems = []
-    kinds = [
-        kind
-        for kind in ("text", "prompt", "messages")
-        if getattr(spec.data, kind) is not None or (kind == "prompt" and spec.data.completion is not None)
-    ]
-    if len(kinds) > 1:
-        message = f"rows are text, prompt with completion, or messages — got {' and '.join(kinds)}"
-        problems.append(doc.problem(("data", kinds[1]), "columns", message))
-    where: Path_ = ("search", "space", written["pooling"]) if "pooling" in written else ("training", "pooling")
-    if where in doc.places:
-        problems.append(doc.problem(where, "no-effect", "'pooling' has no meaning for task causal_lm"))
-    if "stratify" in (doc.values.get("cross_validation") or {}) and spec.cross_validation.stratify:
-        path = ("cross_validation", "stratify")
-        problems.append(doc.problem(path, "no-effect", "'stratify: true' needs classes: task classification"))
-    return problems
-
-
 def _translate(doc: Document, detail: Any) -> Problem:
     """One pydantic error in foldtune's words, at its place."""
     path: Path_ = tuple(detail["loc"])
@@ -259,12 +209,12 @@ def _translate(doc: Document, detail: Any) -> Problem:
         help = hyperparameters.did_you_mean(str(path[-1]), _known_keys(path[:-1]))
         return doc.problem(path, "unknown-key", f"unknown key '{dotted}'", help)
     got = hyperparameters.show(detail["input"])
-    rule = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    rule = RULES.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    rule = rule.replace("should be", "must be").replace("should have", "must have")
     if kind == "literal_error":
         rule = "must be one of " + detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-    if kind == "string_type" and isinstance(detail["input"], bool | int | float):
-        return doc.problem(path, "value", f"'{dotted}' must be text — got {got}", "quote it")
-    return doc.problem(path, "value", f"'{dotted}' {rule} — got {got}")
+    quote = kind == "string_type" and isinstance(detail["input"], bool | int | float)
+    return doc.problem(path, "value", f"'{dotted}' {rule} — got {got}", "quote it" if quote else "")
 
 
 def _known_keys(path: Path_) -> list[str]:
@@ -297,7 +247,7 @@ def _origins(
                 origins[_dotted(here)] = _origin(doc, here if here in doc.places else None, key)
 
     walk(spec.model_dump(mode="json"), ())
-    if "model" in doc.places:
+    if isinstance(doc.values["model"], str):  # the short form
         origins["model.path"] = f"line {doc.places[('model',)][0]}"
     return origins
 

@@ -48,7 +48,7 @@ def _lease_next(connection: Connection, record: StudyRecord, worker: int) -> Lea
     unit = _waiting_unit(connection, record, "running")
     if unit is None:
         unit = _waiting_unit(connection, record, "waiting")
-    if unit is None and _suggest(connection, record):
+    while unit is None and _suggest(connection, record):  # one that repeats a configuration brings no unit
         unit = _waiting_unit(connection, record, "waiting")
     return None if unit is None else leases.grant(connection, record, unit, worker)
 
@@ -66,7 +66,7 @@ def _waiting_unit(connection: Connection, record: StudyRecord, trial_state: str)
 
 
 def _suggest(connection: Connection, record: StudyRecord) -> bool:
-    """Insert the next suggestion as a waiting trial, if the budget and the cap on open trials allow one."""
+    """Insert the next suggestion as a waiting trial; False if the budget or the cap on open trials forbids it."""
     if record.spec.search.sampler == "grid":
         return False
     trials = queries.trials(connection, record.id)
@@ -78,7 +78,7 @@ def _suggest(connection: Connection, record: StudyRecord) -> bool:
         return False
     known = {space.configuration_digest(trial.settings): trial.id for trial in trials if trial.duplicate_of is None}
     past = projection.past_of(connection, record, trials)
-    suggestion = record.suggestions
+    suggestion = int(queries.scalar(connection, "SELECT suggestions FROM study WHERE id = :id", id=record.id))
     for redraw in range(REDRAWS + 1):
         question = study.Question(
             sampler=record.spec.search.sampler,
@@ -96,7 +96,7 @@ def _suggest(connection: Connection, record: StudyRecord) -> bool:
     connection.execute(text("UPDATE study SET suggestions = suggestions + 1 WHERE id = :id"), {"id": record.id})
     if duplicate is not None:
         settle(connection, record)
-    return duplicate is None
+    return True
 
 
 def _capable_workers(connection: Connection) -> int:
@@ -130,7 +130,7 @@ def report(engine: Engine, lease: Lease, done: EpochDone) -> bool:
                 "lease_epoch": lease.epoch,
                 "train_loss": done.train_loss,
                 "seconds": done.seconds,
-                "tallies": json.dumps(dict(done.tallies)),
+                "tallies": json.dumps(dict(done.tallies), allow_nan=False),
                 "nats": base64.b64decode(predictions.nats),
                 "counts": base64.b64decode(predictions.counts),
                 "logits": base64.b64decode(predictions.logits) if predictions.logits else None,

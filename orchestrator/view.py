@@ -6,13 +6,14 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator import objective, reading, words
+from orchestrator.console import short
 from orchestrator.reading import View
 from orchestrator.records import TrialRecord
 
@@ -27,17 +28,6 @@ STYLES = {
     "failed": "bold red",
 }
 SHOWN_TRIALS = 15
-
-
-def talk(*, colour: bool | None = None) -> Console:
-    """The console for talk: stderr."""
-    return Console(stderr=True, highlight=False, soft_wrap=False, no_color=None if colour is None else not colour)
-
-
-def data() -> Console:
-    """The console for data: stdout, never wrapped when it is a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def live(seen: View) -> RenderableType:
@@ -108,7 +98,7 @@ def _trial_row(seen: View, trial: TrialRecord) -> list[RenderableType]:
     value = words.number(trial.value) if trial.value is not None else _so_far(seen, trial)
     label = "default" if trial.is_default else ("–" if trial.number is None else str(trial.number))
     cells: list[RenderableType] = [label, Text(trial.state, style=STYLES[trial.state]), dots, str(epochs), value]
-    return cells + [escape(_short(trial.params.get(name))) for name in seen.record.spec.search.space]
+    return cells + [escape(short(trial.params.get(name))) for name in seen.record.spec.search.space]
 
 
 def _so_far(seen: View, trial: TrialRecord) -> str:
@@ -170,7 +160,7 @@ def _result_rows(seen: View, trials: Sequence[TrialRecord]) -> list[tuple[str, l
         losses = [words.number(item["folds"][index]["loss"]) for item in described]
         rows.append((f"loss of fold {fold['fold'] + 1}{repeat}, {fold['n']} items", losses))
     for key in seen.record.spec.search.space:
-        rows.append((escape(key), [escape(_short(item["settings"][key])) for item in described]))
+        rows.append((escape(key), [escape(short(item["settings"][key])) for item in described]))
     return rows
 
 
@@ -211,37 +201,6 @@ def list_table(rows: Sequence[dict[str, Any]]) -> Table:
         cells = [row["study"], row["state"], f"{trials['used']} of {trials['total']}", f"{hours['used']:.2f}{total}"]
         table.add_row(*[escape(cell) for cell in cells], best or "–")
     return table
-
-
-def resolved(spec: dict[str, Any], origins: dict[str, str]) -> Table:
-    """`foldtune check`: every value of the study and where it came from."""
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for heading in ("key", "value", "from"):
-        table.add_column(heading, overflow="fold")
-    for key, value in _flat(spec):
-        if value is None:
-            continue
-        origin = origins.get(key, "default")
-        table.add_row(escape(key), escape(_short(value)), escape(origin), style="dim" if origin == "default" else "")
-    return table
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, child in value.items():
-        nested = isinstance(child, dict) and prefix != "search.space."
-        rows += _flat(child, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", child)]
-    return rows
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(child)}" for key, child in value.items())
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_short(item) for item in value) + "]"
-    return "" if value is None else str(value)
 
 
 def _duration(seconds: float) -> str:

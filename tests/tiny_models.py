@@ -76,12 +76,8 @@ def byte_tokenizer(*, bos: bool = False, pad_is_eos: bool = True) -> PreTrainedT
         ),
     )
     template = "<s> $A" if bos else "$A"
-    inner.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[("<s>", 0)] if bos else []
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", model_max_length=64
-    )
+    inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0)] if bos else [])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", model_max_length=64)
     if not pad_is_eos:
         tokenizer.pad_token = "<pad>"
     return tokenizer

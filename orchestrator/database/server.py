@@ -23,6 +23,7 @@ from orchestrator.database.home import PATIENCE, Home, exclusive, in_words, loca
 from orchestrator.errors import UNAVAILABLE, FoldtuneError
 
 _GRACE = 2.0  # seconds in which the backends of a dead server end by themselves
+_ATTEMPTS = 3
 _WRONG_PASSWORD = "password authentication failed"  # the words of a server with lc_messages C, as ours has
 
 
@@ -47,8 +48,15 @@ def ensure_running(home: Path | None = None) -> str:
     Raises FoldtuneError (code 69) where no server can be had.
     """
     place = locate(home)
+    reason = ""
     with in_words(place):
-        return _reach(place) or _start(place)
+        for _ in range(_ATTEMPTS):  # more than one: it may be killed while it starts
+            found = _reach(place)
+            if found is None:
+                found, reason = _start(place)
+            if found is not None:
+                return found
+    raise FoldtuneError(f"Postgres did not start: {reason}", help=f"the whole log is {place.log}", code=UNAVAILABLE)
 
 
 def stop(home: Path | None = None) -> bool:
@@ -102,12 +110,13 @@ def url(home: Path | None = None, *, start: bool = False) -> str:
     return found
 
 
-def _start(home: Home) -> str:
+def _start(home: Home) -> tuple[str | None, str]:
+    """The URL of the server, started here or by another process meanwhile; or None and why it did not start."""
     home.create()
     with exclusive(home.client / "start.lock"), open_lock(home.lifeline) as lifeline:
         found = _wait_until_down(home, lifeline)
         if found is not None:
-            return found
+            return found, ""
         liveness.remove_stale_pid(home)
         postgres = cluster.open_cluster(home)
         if home.data.exists():
@@ -116,8 +125,10 @@ def _start(home: Home) -> str:
                 _reset_password(home, postgres, lifeline)
         else:
             _create(home, postgres, lifeline)
-        cluster.start(postgres, lifeline)
-        return _wait_until_up(home)
+        reason = cluster.start(postgres, lifeline)
+        if reason:
+            return None, reason
+        return _wait_until_up(home), "it ended before it answered"
 
 
 def _create(home: Home, postgres: cluster.Cluster, lifeline: int) -> None:
@@ -158,8 +169,8 @@ def _wait_until_down(home: Home, lifeline: int) -> str | None:
         time.sleep(0.05)
 
 
-def _wait_until_up(home: Home) -> str:
-    """The URL of a server that was just started; on a busy machine its first answer may take a while."""
+def _wait_until_up(home: Home) -> str | None:
+    """The URL of a server that was just started, or None if it died; on a busy machine an answer may take a while."""
     deadline = time.monotonic() + PATIENCE
     while True:
         version, said = _knock(home)
@@ -167,6 +178,8 @@ def _wait_until_up(home: Home) -> str:
             return _url(home)
         if _WRONG_PASSWORD in said:
             raise _locked_out(home)
+        if liveness.postmaster(home) is None:
+            return None
         if time.monotonic() > deadline:
             raise _silent(home)
         time.sleep(0.05)

@@ -439,6 +439,14 @@ def test_variables_of_postgres_in_the_environment_change_nothing(home: Path) -> 
     assert query(server.url(home), "SHOW timezone") == [("UTC",)]
 
 
+def test_a_server_that_cannot_start_is_quoted(home: Path) -> None:
+    with (home_module.locate(home).data / "postgresql.conf").open("a") as settings:
+        settings.write("no_such_setting = 1\n")
+    with pytest.raises(FoldtuneError, match=r'Postgres did not start: .*"no_such_setting"') as failure:
+        server.ensure_running(home)
+    assert (failure.value.code, failure.value.help) == (69, f"the whole log is {home_module.locate(home).log}")
+
+
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FoldtuneError, match="cannot keep a database in") as failure:

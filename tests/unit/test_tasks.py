@@ -56,7 +56,7 @@ def test_bytes_are_utf8_bytes_of_the_completion() -> None:
     assert item.size == len("süß ☕".encode())
 
 
-@pytest.mark.parametrize("cut", [4, 6, 9, 12])
+@pytest.mark.parametrize("cut", [4, 6, 8, 10])
 def test_a_cut_row_counts_only_what_it_keeps(cut: int) -> None:
     row = {"prompt": "fruit:", "completion": " a sweet red fruit eaten raw"}
     whole = encode(row)
@@ -102,8 +102,8 @@ def test_messages_without_a_chat_template_are_refused() -> None:
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     tokenizer = tiny_models.byte_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
     with pytest.raises(ValueError, match="differently from its beginnings"):
-        turns = [{"role": r, "content": "x"} for r in ("user", "assistant", "user")]
         encode({"messages": turns}, tokenizer)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
@@ -43,11 +43,11 @@ def attached(base: Base, settings: Settings, seed: int, classes: int) -> Iterato
     classes: of the classifier; 0 for a language model.
 
     Raises:
-        ValueError: PEFT finds no layer that `target_modules` names.
+        ValueError: the model has no layer that `target_modules` names.
     """
     draws = Draws(derive_seed(seed, "dropout"))
     mean = classes > 0 and resolve_pooling(base, settings) == "mean"
-    model: PreTrainedModel = base.model.base_model if mean else base.model
+    model = cast(PreTrainedModel, base.model.base_model) if mean else base.model
     config = _lora_config(model, settings, base.heads if classes and not mean else (), classes, mean)
     with ExitStack() as stack:
         with _seeded(derive_seed(seed, "initialisation"), base.device):
@@ -102,6 +102,8 @@ def _lora_config(
     alpha = resolve_alpha(settings.lora_alpha, settings.lora_rank)
     kinds = peft.TaskType
     targets = settings.target_modules
+    if not isinstance(targets, str):
+        _refuse_unknown(model, targets)
     # mean pooling never reads the pooler; LoRA on it would be dead weight in every export
     unread = [name for name, part in model.named_modules() if mean and _is_linear(part) and "pooler" in name]
     return peft.LoraConfig(
@@ -115,6 +117,14 @@ def _lora_config(
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
         bias="none",
     )
+
+
+def _refuse_unknown(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    """PEFT is content if one name of a list matches; the others would be without effect."""
+    names = ["." + name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name.endswith("." + target) for name in names):
+            raise ValueError(f"target_modules: {type(model).__name__} has no layer named {target!r}")
 
 
 @contextmanager
@@ -160,8 +170,8 @@ def _fresh_heads(wrapped: peft.PeftModel) -> list[nn.Module]:
 def _use_row_dropout(wrapped: peft.PeftModel, draws: Draws) -> None:
     for name, part in wrapped.named_modules():
         layers: Any = getattr(part, "lora_dropout", None)
-        if isinstance(layers, nn.ModuleDict) and isinstance(layers[ADAPTER], nn.Dropout):
-            layers[ADAPTER] = RowDropout(layers[ADAPTER].p, draws, name)
+        if isinstance(layers, nn.ModuleDict) and isinstance(old := layers[ADAPTER], nn.Dropout):
+            layers[ADAPTER] = RowDropout(old.p, draws, name)
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -86,7 +86,8 @@ def reading_tokens(model: PreTrainedModel) -> Iterator[Reader]:
         out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
         return out.squeeze(0)  # (supervised tokens, vocabulary)
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    hook = head.register_forward_pre_hook(pick)
     try:
         yield logits
     finally:
@@ -105,4 +106,4 @@ def initialise(module: nn.Module, std: float) -> None:
                 if part.bias is not None:
                     part.bias.zero_()
             elif any(True for _ in part.parameters(recurse=False)):
-                part.reset_parameters()  # type: ignore[operator]
+                part.reset_parameters()

@@ -12,7 +12,7 @@ from trial_worker.engine.errors import UnitStopped
 from trial_worker.tasks.interface import Item
 
 # What one more micro-step costs in tokens: its fixed work per layer against the work per token.
-_OVERHEAD = {"cpu": 24, "cuda": 4096}
+_OVERHEAD = {"cpu": 64, "cuda": 4096}
 _FLOATS_OF_LOGITS = 1 << 26  # at most 256 MiB of float32 logits at once
 
 

@@ -152,7 +152,7 @@ class Work:
         batch = collate(items, int(self.base.tokenizer.pad_token_id or 0), self.base.device)
         network.draws.keys = network.draws.of(self.step, rows, self.base.device)
         nats = target_nats(network.logits(batch), batch).sum()  # float64
-        (nats / max(weight, 1)).backward()
+        torch.autograd.backward(nats / max(weight, 1))
         return float(nats.detach())
 
     def _evaluated(

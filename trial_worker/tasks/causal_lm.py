@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trial_worker.tasks.interface import Item, Row, Scores
-from trial_worker.tasks.spans import Marked, Span, mark
+from trial_worker.tasks.spans import Marked, mark
 
 
 class CausalLm:
@@ -79,7 +79,7 @@ def _encode(marked: Marked, tokenizer: PreTrainedTokenizerBase) -> Item:
     if not ids:
         raise ValueError("the row has no tokens")
     positions = [token - 1 for token in range(1, len(ids)) if learnt[token]]
-    covered = [_bytes_until(marked.text, marked.spans, ends[position + 1]) for position in positions]
+    covered = [_bytes_between(marked, ends[0], ends[position + 1]) for position in positions]
     chosen = torch.tensor(positions, dtype=torch.int64)
     sequence = torch.tensor(ids, dtype=torch.int64)
     return Item(
@@ -91,6 +91,8 @@ def _encode(marked: Marked, tokenizer: PreTrainedTokenizerBase) -> Item:
     )
 
 
-def _bytes_until(text: str, spans: Sequence[Span], end: int) -> int:
-    """UTF-8 bytes of the supervised text (template tokens are none) up to character `end`."""
-    return sum(len(text[span.text_start : min(span.text_end, end)].encode()) for span in spans)
+def _bytes_between(marked: Marked, start: int, end: int) -> int:
+    """UTF-8 bytes of the supervised text between two characters; what a template adds is none of it."""
+    return sum(
+        len(marked.text[max(span.text_start, start) : min(span.text_end, end)].encode()) for span in marked.spans
+    )

@@ -1,0 +1,93 @@
+"""What no single key of a study file can be blamed for: keys that contradict each other, or have no effect here.
+
+Works on the raw values, so that its findings stand beside those about single keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator import models, objective, readers, space
+from orchestrator.document import Document, Path_
+from orchestrator.errors import Problem
+
+MOST_POINTS = 10_000
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("text", "label"),
+    "causal_lm": ("text", "prompt", "completion", "messages"),
+}
+ONLY_FOR = {**dict.fromkeys(objective.CLASSIFICATION_ONLY, "classification"), "perplexity": "causal_lm"}
+
+
+def check(
+    doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str], folder: Path
+) -> list[Problem]:
+    """Contradictions between keys. written: the name that each searched hyperparameter has in the file."""
+    problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder)]
+    task = raw.get("task")
+    if task in ("classification", "causal_lm"):
+        problems += _columns(doc, raw, task)
+        wanted = raw.get("objective", "validation_loss")
+        only = ONLY_FOR.get(wanted) if isinstance(wanted, str) else None
+        if only not in (None, task):
+            problems.append(doc.problem(("objective",), "objective", f"'{wanted}' needs task {only} — got {task}"))
+    if task == "causal_lm":
+        problems += _causal(doc, raw, written)
+    return problems
+
+
+def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _grid(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]) -> Iterator[Problem]:
+    if _section(raw, "search").get("sampler") != "grid" or not entries:
+        return
+    wrong = space.grid_problems(entries)
+    for name, text in wrong.items():
+        yield doc.problem(("search", "space", written[name]), "grid", text)
+    if wrong or set(entries) != set(written):  # its size cannot be told
+        return
+    size, trials = space.grid_size(entries), _section(raw, "budget").get("trials")
+    if size > MOST_POINTS:
+        message = f"a grid may have at most {MOST_POINTS} points — got {size}"
+        yield doc.problem(("search", "space"), "grid", message)
+    elif isinstance(trials, int) and trials != size:
+        message = f"a grid of {size} points runs all of them — got budget.trials {trials}"
+        yield doc.problem(("budget", "trials"), "budget", message, "leave budget.trials out")
+
+
+def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
+    data, model = _section(raw, "data"), _section(raw, "model")
+    path, split = data.get("path"), data.get("split")
+    if isinstance(path, str) and split is not None and not readers.is_hub(path, data.get("format"), folder):
+        yield doc.problem(("data", "split"), "no-effect", "'data.split' has a meaning only for a dataset of the hub")
+    path, revision = model.get("path"), model.get("revision")
+    if isinstance(path, str) and revision is not None and models.origin(path, folder) != "hub":
+        yield doc.problem(("model", "revision"), "no-effect", "'model.revision' has a meaning only for a hub model")
+
+
+def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:
+    data = _section(raw, "data")
+    known = sorted({column for columns in COLUMNS.values() for column in columns})
+    for column in known:
+        if column not in COLUMNS[task] and data.get(column) is not None:
+            yield doc.problem(("data", column), "no-effect", f"'data.{column}' has no meaning for task {task}")
+    if task == "causal_lm":
+        pairs = {"prompt": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}
+        kinds = {kind: key for kind, keys in pairs.items() for key in keys if data.get(key) is not None}
+        if len(kinds) > 1:
+            message = f"rows are text, prompt with completion, or messages — got {' and '.join(kinds)}"
+            yield doc.problem(("data", list(kinds.values())[1]), "columns", message)
+
+
+def _causal(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
+    where: Path_ = ("search", "space", "pooling") if "pooling" in written else ("training", "pooling")
+    if where in doc.places:
+        yield doc.problem(where, "no-effect", "'pooling' has no meaning for task causal_lm")
+    if _section(raw, "cross_validation").get("stratify") is True:
+        path = ("cross_validation", "stratify")
+        yield doc.problem(path, "no-effect", "'stratify: true' needs classes: task classification")

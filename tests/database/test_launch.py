@@ -1,0 +1,115 @@
+"""Launching is idempotent, and a name means one study."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import optuna
+import pytest
+from sqlalchemy import Engine
+
+from orchestrator import launch as launching
+from orchestrator import projection, study
+from orchestrator.errors import FoldtuneError
+from tests.database import studies
+
+
+def test_launch_writes_study_snapshot_plan_default_and_every_grid_point(engine: Engine, tmp_path: Path) -> None:
+    assert studies.launched(engine, tmp_path).created
+    assert studies.rows(engine, "SELECT name, state::text, trials_total FROM study") == [("s", "open", 4)]
+    assert studies.rows(engine, "SELECT rows FROM snapshot") == [(12,)]
+    assert studies.rows(engine, "SELECT origin, count(*) FROM trial GROUP BY origin ORDER BY 1") == [
+        ("default", 1),
+        ("grid", 4),
+    ]
+    assert studies.rows(engine, "SELECT count(*), count(DISTINCT (trial, fold)) FROM unit") == [(10, 10)]
+
+
+def test_launching_the_same_file_again_says_so_and_changes_nothing(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    before = studies.rows(engine, "SELECT id, state FROM trial ORDER BY id")
+    again = studies.launched(engine, tmp_path)
+    assert not again.created
+    assert "launched before" in again.messages[0]
+    assert studies.rows(engine, "SELECT id, state FROM trial ORDER BY id") == before
+
+
+def test_another_file_under_the_same_name_is_refused_with_the_differing_keys(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    with pytest.raises(
+        FoldtuneError, match=r"cross_validation\.folds: 2 -> 3.*search\.sampler: \"grid\" -> \"random\""
+    ):
+        studies.launched(engine, tmp_path, folds=3, sampler="random")
+
+
+def test_changed_data_is_refused_with_both_hashes(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    path = studies.write(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text() + '{"text": "one more", "label": "a"}\n')
+    with pytest.raises(FoldtuneError, match=r"data: was [0-9a-f]{12}, is [0-9a-f]{12}"):
+        launching.launch(engine, studies.prepared(path))
+
+
+def test_changed_weights_are_refused(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    path = studies.write(tmp_path)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(FoldtuneError, match="model: was"):
+        launching.launch(engine, studies.prepared(path))
+
+
+def test_a_raised_budget_is_no_other_study_and_points_to_resume(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, sampler="random", rates=studies.RANGE, budget="{trials: 3}")
+    again = studies.launched(engine, tmp_path, sampler="random", rates=studies.RANGE, budget="{trials: 5}")
+    assert "foldtune resume s --trials 5" in again.messages[1]
+    assert studies.rows(engine, "SELECT trials_total FROM study") == [(3,)]
+
+
+def test_a_crash_before_optuna_hears_of_it_is_completed_by_the_next_launch(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(projection, "project", crash)
+        with pytest.raises(KeyboardInterrupt):
+            studies.launched(engine, tmp_path)
+    assert not study.exists(engine.url, "s")
+    studies.launched(engine, tmp_path)
+    assert study.exists(engine.url, "s")
+
+
+def test_a_crash_inside_the_transaction_leaves_nothing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launching, "_plan_trials", crash)
+    with pytest.raises(KeyboardInterrupt):
+        studies.launched(engine, tmp_path)
+    for table in ("study", "snapshot", "trial", "unit"):
+        assert studies.rows(engine, f"SELECT count(*) FROM {table}") == [(0,)]
+
+
+def test_eight_launches_at_once_make_one_study(engine: Engine, tmp_path: Path) -> None:
+    ready = studies.prepared(studies.write(tmp_path))
+    created: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: created.append(launching.launch(engine, ready).created)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(created) == [False] * 7 + [True]
+    assert studies.rows(engine, "SELECT count(*) FROM trial") == [(5,)]
+
+
+def test_an_optuna_study_of_somebody_else_is_never_taken_over(engine: Engine, tmp_path: Path) -> None:
+    optuna.create_study(storage=study.storage(engine.url), study_name="s")
+    with pytest.raises(FoldtuneError, match="foldtune did not make"):
+        studies.launched(engine, tmp_path)

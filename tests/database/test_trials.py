@@ -1,0 +1,373 @@
+"""The life of a trial: taken once, fenced, told to Optuna, reproducible from the database alone."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator import control, leases, lifecycle, projection, reading, study, trials
+from orchestrator.contract import Outcome
+from orchestrator.errors import FoldtuneError
+from orchestrator.leases import Fenced
+from orchestrator.records import Lease
+from tests.database import studies
+
+
+def shown(engine: Engine, name: str = "s") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=study.storage(engine.url))
+
+
+def take(engine: Engine, worker: int) -> Lease:
+    taken = trials.take(engine, worker, ["s"])
+    assert taken is not None
+    return taken[1]
+
+
+def test_every_grid_point_is_trained_exactly_once_by_four_workers_at_once(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    leased: list[Lease] = []
+
+    def work() -> None:
+        leased.extend(studies.train_all(engine, studies.worker(engine), "s"))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(leased) == len({lease.unit for lease in leased}) == 10
+    assert studies.rows(engine, "SELECT state::text, count(*) FROM trial GROUP BY 1") == [("complete", 5)]
+    assert studies.rows(engine, "SELECT state::text FROM study") == [("complete",)]
+    params = [tuple(sorted(trial.params.items())) for trial in shown(engine).trials]
+    assert len(params) == len(set(params)) == 4
+    assert all(trial.state == TrialState.COMPLETE for trial in shown(engine).trials)
+
+
+def test_the_budget_is_a_total_over_all_workers(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, sampler="random", rates=studies.RANGE, budget="{trials: 7}")
+    threads = [
+        threading.Thread(target=lambda: studies.train_all(engine, studies.worker(engine), "s")) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert studies.rows(engine, "SELECT count(*) FROM trial WHERE searched") == [(7,)]
+    assert studies.rows(engine, "SELECT state::text FROM study") == [("complete",)]
+
+
+def test_further_folds_of_open_trials_come_before_new_trials(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, folds=3)
+    worker = studies.worker(engine)
+    taken = [take(engine, worker) for _ in range(6)]
+    assert [lease.trial for lease in taken] == [taken[0].trial] * 3 + [taken[3].trial] * 3
+
+
+def test_a_model_based_sampler_has_at_most_a_fifth_of_its_trials_open(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, sampler="tpe", rates=studies.RANGE, budget="{trials: 10}")
+    worker = studies.worker(engine)
+    taken = []
+    while (found := trials.take(engine, worker, ["s"])) is not None:
+        taken.append(found[1])
+    searched = studies.rows(engine, "SELECT count(*) FROM trial WHERE searched AND state = 'running'")
+    assert searched == [(2,)]
+    assert len(taken) == (2 + 1) * 2  # and the default configuration, which no cap holds back
+
+
+def test_a_lost_lease_writes_nothing(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    late, other = studies.worker(engine), studies.worker(engine)
+    lost = take(engine, late)
+    studies.expire(engine, lost)
+    owner = take(engine, other)
+    assert (owner.unit, owner.attempt) == (lost.unit, 2)
+    assert owner.epoch > lost.epoch
+    for write in (
+        lambda: trials.report(engine, lost, studies.epoch_done(lost, epoch=1)),
+        lambda: trials.finish(engine, "s", lost, studies.end(lost)),
+        lambda: leases.renew(engine, lost),
+    ):
+        with pytest.raises(Fenced, match="nothing was written"):
+            write()
+    assert studies.rows(engine, "SELECT count(*) FROM result") == [(0,)]
+    leases.release(engine, lost)
+    assert studies.rows(engine, f"SELECT state::text FROM unit WHERE id = {owner.unit}") == [("leased",)]
+
+
+def test_an_expired_lease_counts_even_if_nobody_took_the_unit_yet(engine: Engine, tmp_path: Path) -> None:
+    """The owner may go on: nobody else can have begun."""
+    studies.launched(engine, tmp_path)
+    lease = take(engine, studies.worker(engine))
+    studies.expire(engine, lease)
+    assert trials.report(engine, lease, studies.epoch_done(lease, epoch=1))
+
+
+def test_an_accepted_result_is_never_replaced(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    lease = take(engine, studies.worker(engine))
+    assert trials.report(engine, lease, studies.epoch_done(lease, epoch=1, loss=0.5))
+    assert not trials.report(engine, lease, studies.epoch_done(lease, epoch=1, loss=0.1))
+    assert studies.rows(engine, "SELECT train_loss FROM result") == [(0.5,)]
+    with pytest.raises(DBAPIError, match="never replaced"), engine.begin() as connection:
+        connection.execute(text("UPDATE result SET train_loss = 0"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE trial SET state = 'running', value = NULL WHERE state = 'complete'", "cannot become running"),
+        ("UPDATE unit SET state = 'waiting' WHERE state = 'done'", "cannot become waiting"),
+        ("UPDATE unit SET lease_epoch = 0", "never falls"),
+    ],
+)
+def test_the_database_refuses_what_must_not_happen(
+    engine: Engine, tmp_path: Path, statement: str, message: str
+) -> None:
+    studies.launched(engine, tmp_path)
+    studies.train_all(engine, studies.worker(engine), "s")
+    with pytest.raises(DBAPIError, match=message), engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+def test_a_released_unit_is_taken_again_uncharged(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    lease = take(engine, worker)
+    leases.release(engine, lease)
+    assert take(engine, worker).unit == lease.unit
+    assert studies.rows(engine, f"SELECT charges FROM unit WHERE id = {lease.unit}") == [(0,)]
+
+
+def test_a_unit_that_fails_three_times_has_failed_for_good_and_the_study_goes_on(
+    engine: Engine, tmp_path: Path
+) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    poison = take(engine, worker)
+    failing = poison
+    for attempt in range(1, lifecycle.MAX_CHARGES + 1):
+        assert (failing.unit, failing.attempt) == (poison.unit, attempt)
+        trials.finish(engine, "s", failing, studies.end(failing, Outcome.FAILED, "ValueError: no"))
+        failing = take(engine, worker)
+    assert failing.trial != poison.trial
+    record, _ = trials.take(engine, worker, ["s"]) or (None, None)
+    assert record is not None
+    [failure] = reading.failures(engine, "s")
+    assert (failure["state"], failure["reason"]) == ("failed", "ValueError: no")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "told"),
+    [
+        (Outcome.DIVERGED, "diverged", TrialState.PRUNED),
+        (Outcome.INFEASIBLE, "infeasible", TrialState.PRUNED),
+        (Outcome.OVER_BUDGET, "cancelled", TrialState.FAIL),
+    ],
+)
+def test_an_outcome_closes_the_trial_and_optuna_is_told_in_its_own_words(
+    engine: Engine, tmp_path: Path, outcome: Outcome, state: str, told: TrialState
+) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    studies.train(engine, *trials.take(engine, worker, ["s"]))  # type: ignore[misc]  # a fold of the default
+    studies.train(engine, *trials.take(engine, worker, ["s"]))  # type: ignore[misc]
+    lease = take(engine, worker)
+    other = take(engine, worker)
+    trials.finish(engine, "s", lease, studies.end(lease, outcome, "loss inf at step 412"))
+    assert studies.rows(engine, f"SELECT state::text, reason FROM trial WHERE id = {lease.trial}") == [
+        (state, "loss inf at step 412")
+    ]
+    with pytest.raises(Fenced, match="the trial was closed"):
+        leases.renew(engine, other)
+    [trial] = [trial for trial in shown(engine).trials if trial.state != TrialState.RUNNING]
+    assert trial.state == told
+    assert trial.intermediate_values == {}
+
+
+def test_a_value_that_is_not_finite_is_an_outcome_not_a_number(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    for _ in range(2):
+        lease = take(engine, worker)
+        trials.report(engine, lease, studies.epoch_done(lease, epoch=1, items=0))
+        trials.finish(engine, "s", lease, studies.end(lease))
+    assert studies.rows(engine, f"SELECT state::text, value FROM trial WHERE id = {lease.trial}") == [
+        ("diverged", None)
+    ]
+
+
+def test_a_suggestion_that_repeats_a_configuration_is_told_from_the_existing_result(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """A space of four configurations and a budget of six trials."""
+    studies.launched(engine, tmp_path, sampler="random", budget="{trials: 6}")
+    done = studies.train_all(engine, studies.worker(engine), "s")
+    configurations = [lease.configuration for lease in done if lease.fold == 0]
+    assert len(configurations) == len(set(configurations)) <= 5
+    counted = studies.rows(engine, "SELECT count(*), count(duplicate_of) FROM trial WHERE searched")
+    assert counted[0][0] == 6
+    assert counted[0][1] >= 2
+    assert all(trial.state == TrialState.COMPLETE for trial in shown(engine).trials)
+    assert len(shown(engine).trials) == 6
+    assert studies.rows(engine, "SELECT state::text FROM study") == [("complete",)]
+
+
+def test_suggestions_depend_on_seed_and_history_not_on_the_worker(engine: Engine, tmp_path: Path) -> None:
+    names = []
+    for name in ("first", "second"):
+        studies.launched(engine, tmp_path, name=name, sampler="tpe", rates=studies.RANGE, budget="{trials: 8}")
+        studies.train_all(engine, studies.worker(engine), name)
+        names.append(name)
+    first, second = ([trial.params for trial in shown(engine, name).trials] for name in names)
+    assert first == second
+    assert (
+        len({tuple(params.values()) for params in first}) == 8 + 1
+    )  # and the default configuration, which lies in the space
+
+
+def test_most_of_a_tpe_study_is_suggested_by_the_model(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, sampler="tpe", rates=studies.RANGE, budget="{trials: 12}")
+    studies.train_all(engine, studies.worker(engine), "s")
+    counts = dict(studies.rows(engine, "SELECT origin, count(*) FROM trial WHERE searched GROUP BY origin"))
+    assert counts["model"] >= 6
+    assert sum(counts.values()) == 12
+
+
+def test_optuna_shows_numbers_folds_and_words(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    studies.train_all(engine, studies.worker(engine), "s")
+    seen = reading.view(engine, "s")
+    for trial in seen.trials:
+        if trial.number is None:
+            assert trial.is_default
+            continue
+        projected = shown(engine).trials[trial.number]
+        assert projected.params == trial.params
+        assert projected.value == trial.value
+        assert list(projected.intermediate_values) == [1, 2]
+        assert projected.intermediate_values[2] == pytest.approx(trial.value)
+        assert projected.user_attrs["validation_loss"] == pytest.approx(trial.value, abs=1e-5)
+    assert isinstance(shown(engine).trials[0].params["learning_rate"], float)
+    storage = study.storage(engine.url)
+    attributes = storage.get_study_system_attrs(storage.get_study_id_from_name("s"))
+    notes = " ".join(str(value) for value in attributes.values())
+    assert "**Best.** Trial" in notes
+    assert "A point of the grid: learning_rate" in notes
+
+
+@pytest.mark.parametrize("crash_before", ["tell", "start"])
+def test_a_crash_between_the_tables_and_optuna_heals_itself(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_before: str
+) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "show_end" if crash_before == "tell" else "show_start", crash)
+        with pytest.raises(KeyboardInterrupt):
+            studies.train_all(engine, worker, "s")
+    studies.expire_all(engine)
+    studies.train_all(engine, worker, "s")
+    assert [trial.state for trial in shown(engine).trials] == [TrialState.COMPLETE] * 4
+
+
+def test_a_crash_after_optuna_heard_starts_no_second_optuna_trial(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    while take(engine, worker).configuration and len(shown(engine).trials) == 0:
+        pass
+    with engine.begin() as connection:  # as if the process had died before it wrote the number down
+        connection.execute(text("UPDATE trial SET number = NULL WHERE number IS NOT NULL"))
+    projection.project(engine, "s")
+    assert len(shown(engine).trials) == 1
+    assert studies.rows(engine, "SELECT count(*) FROM trial WHERE number = 0") == [(1,)]
+
+
+def test_an_optuna_trial_that_nobody_stands_behind_is_ended(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    shown(engine).ask()
+    studies.train_all(engine, studies.worker(engine), "s")
+    assert shown(engine).trials[0].state == TrialState.FAIL
+
+
+def test_stop_keeps_finished_folds_and_resume_goes_on_from_them(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    for _ in range(3):
+        studies.train(engine, *trials.take(engine, worker, ["s"]))  # type: ignore[misc]
+    held = take(engine, worker)
+    control.stop(engine, "s")
+    with pytest.raises(Fenced):
+        leases.renew(engine, held)
+    assert trials.take(engine, worker, ["s"]) is None
+    states = reading.status(reading.view(engine, "s"))
+    assert (states["state"], states["trials"]["cancelled"]) == ("stopped", 4)
+    control.resume(engine, "s")
+    trained = studies.train_all(engine, worker, "s")
+    assert len(trained) == 10 - 3
+    assert reading.status(reading.view(engine, "s"))["trials"]["complete"] == 4
+    ended = [trial for trial in shown(engine).trials if trial.state == TrialState.COMPLETE]
+    assert len(ended) == 4
+
+
+def test_resume_raises_the_budget_as_a_total(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, sampler="random", rates=studies.RANGE, budget="{trials: 2}")
+    worker = studies.worker(engine)
+    studies.train_all(engine, worker, "s")
+    assert trials.take(engine, worker, ["s"]) is None
+    with pytest.raises(FoldtuneError, match="2 trials exist"):
+        control.resume(engine, "s", trials=1)
+    control.resume(engine, "s", trials=3)
+    studies.train_all(engine, worker, "s")
+    assert studies.rows(engine, "SELECT count(*) FROM trial WHERE searched") == [(3,)]
+
+
+def test_used_up_hours_end_the_study_and_more_hours_resume_it(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, budget="{hours: 0.01}")
+    worker = studies.worker(engine)
+    taken = 0
+    while (found := trials.take(engine, worker, ["s"])) is not None:
+        record, lease = found
+        assert lease.seconds_left is not None
+        assert lease.seconds_left <= 36
+        studies.train(engine, record, lease, seconds=3.0)  # 9 s each: 3 epochs
+        taken += 1
+    assert taken == 4  # a fifth unit could not have ended its first epoch within 36 s
+    status = reading.status(reading.view(engine, "s"))
+    assert status["state"] == "complete"
+    assert status["budget"]["hours"] == {"used": pytest.approx(0.01), "total": 0.01}
+    control.resume(engine, "s", hours=1.0)
+    assert len(studies.train_all(engine, worker, "s")) == 6
+
+
+def test_best_is_reproduced_from_the_database_alone(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    assert reading.best(reading.view(engine, "s")) is None
+    studies.train_all(engine, studies.worker(engine), "s")
+    best = reading.best(reading.view(engine, "s"))
+    assert best is not None
+    losses = [fold["loss"] * fold["n"] for fold in best["folds"]]
+    assert best["value"] == pytest.approx(sum(losses) / sum(fold["n"] for fold in best["folds"]))
+    assert best["params"] == {"learning_rate": 1e-3, "batch_size": 4}
+    assert best["settings"]["epochs"] == 3
+    assert best["settings"]["lora_alpha"] == 32.0
+    values = [trial.value for trial in reading.view(engine, "s").trials]
+    assert best["value"] == min(value for value in values if value is not None)
+
+
+def test_deleting_a_study_removes_every_row_and_the_optuna_study(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    studies.train_all(engine, studies.worker(engine), "s")
+    control.delete(engine, "s")
+    for table in ("study", "snapshot", "trial", "unit", "result"):
+        assert studies.rows(engine, f"SELECT count(*) FROM {table}") == [(0,)]
+    assert not study.exists(engine.url, "s")

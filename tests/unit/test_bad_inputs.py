@@ -1,0 +1,476 @@
+"""Every bad study file, dataset or model folder ends with one clear message and its exit code, before any database."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator import cli
+from tests.unit.study_text import ROWS, folder, jsonl, space, study
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty FOLDTUNE_HOME that nothing here may fill."""
+    monkeypatch.setenv("FOLDTUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    monkeypatch.delenv("FOLDTUNE_DEBUG", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def foldtune(home: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run the real command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with mock.patch.object(sys, "argv", ["foldtune", *map(str, arguments)]), pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    yield run
+    assert not home.exists(), "the database's home was touched"
+
+
+class Bad(NamedTuple):
+    study: str | bytes
+    expected: str  # regular expression for stderr
+    code: int = 2
+    files: dict[str, str | bytes] = {}  # noqa: RUF012 - never changed
+
+
+def data(content: str | bytes, expected: str, *, name: str = "rows.jsonl", text: str | None = None) -> Bad:
+    """A valid study whose data file is bad."""
+    return Bad(text or study(data=f"{{path: {name}}}"), expected, 65, {name: content})
+
+
+def rows(*changed: object) -> str:
+    """Valid rows with some more at the end, from line 21 on."""
+    return jsonl([*ROWS, *changed])
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+LR = "learning_rate"
+CAUSAL = "causal_lm"
+
+STUDY_YAML = {
+    "3 empty": Bad("", r"error\[empty\] .*study\.yaml: the file is empty"),
+    "3 comment only": Bad("# nothing\n", r"says nothing"),
+    "3 blank": Bad(" \n\n", r"is empty\n  help: copy"),
+    "4 Latin-1": Bad(b"study: caf\xe9\n", r"study\.yaml: not UTF-8 at byte 10 \(0xE9\)"),
+    "4 UTF-16": Bad(study().encode("utf-16"), r"not UTF-8 at byte 0 \(0xFF\)"),
+    "4 UTF-16 without a mark": Bad(study().encode("utf-16-le"), r"study\.yaml:1:2: not valid YAML"),
+    "5 python tag": Bad(
+        study(seed="!!python/object/apply:os.system [touch pwned]"),
+        r"study\.yaml:7:7: tag '!!python/object/apply:os.system' is not allowed",
+    ),
+    "5 local tag": Bad(study(seed="!env HOME"), r":7:7: tag '!env' is not allowed"),
+    "5 binary tag": Bad(study(study="!!binary eA=="), r"tag '!!binary' is not allowed"),
+    "6 alias bomb": Bad(BOMB, r"more than 100 aliases or 20 levels: refused"),
+    "6 alias to itself": Bad("a: &a [*a]\n", r"refused"),
+    "6 deep nesting": Bad("a: " + "[" * 30 + "]" * 30, r"20 levels: refused"),
+    "6 tower of brackets": Bad("a: " + "[" * 20_000, r":1:104: more than 100 brackets are open: refused"),
+    "7 duplicate key": Bad(study() + "seed: 1\nseed: 2\n", r":8:1: 'seed' given twice \(lines 7 and 8\)"),
+    "7 duplicate in a map": Bad(space("epochs: [1], epochs: [2]"), r":6:\d+: 'epochs' given twice \(lines 6 and 6\)"),
+    "7 alias of the same key": Bad(study(training="{lr: 0.1, learning_rate: 0.2}"), r"'learning_rate' and 'lr' are the"),
+    "8 unknown key": Bad(study(training="{epocs: 3}"), r"unknown hyperparameter 'epocs'\n  help: did you mean 'epochs'\?"),
+    "8 unknown top key": Bad(study(buget="{trials: 3}"), r":7:1: unknown key 'buget'\n  help: did you mean 'budget'\?"),
+    "8 unknown inner key": Bad(study(data="{path: rows.jsonl, txt: a}"), r":4:25: unknown key 'data.txt'\n.*'text'\?"),
+    "8 key without effect yet": Bad(study(share_epochs="true"), r"'share_epochs' .* not supported in this version"),
+    "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
+    "9 missing data.path": Bad(study(data="{text: a}"), r":4:1: missing 'data.path'"),
+    "9 missing model": Bad(study(model=None), r"missing 'model'"),
+    "9 missing search": Bad(study(search=None), r"missing 'search'"),
+    "9 missing space": Bad(study(search="{sampler: tpe}"), r":6:1: missing 'search.space'"),
+    "9 empty space": Bad(study(search="{space: {}}"), r"at least one hyperparameter — got \{\}"),
+    "9 map expected": Bad(study(data="rows.jsonl"), r"'data' must be a map of keys — got 'rows.jsonl'"),
+    "9 search is a list": Bad(study(search="[tpe]"), r"'search' must be a map of keys — got \['tpe'\]"),
+    "9 training is text": Bad(study(training="fast"), r"'training' must be a map of hyperparameters — got 'fast'"),
+    "10 YAML 1.1": Bad("%YAML 1.1\n---\n" + study(), r":1:1: a study file is YAML 1\.2 — got '%YAML 1\.1'"),
+    "10 no is text": Bad(study(cross_validation="{stratify: no}"), r"'cross_validation.stratify' must be true or false — got 'no'"),
+    "10 bool as name": Bad(study(study="true"), r"'study' must be text — got True\n  help: quote it"),
+    "11 octal name": Bad(study(study="012"), r":1:1: 'study' must be text — got 12\n  help: quote it"),
+    "11 sexagesimal name": Bad(study(study="12:30"), r"name must match .* — got '12:30'"),
+    **{
+        f"12 name {name[:12]!r}": Bad(study(study=json.dumps(name)), r":1:1: 'study' name must match \[A-Za-z0-9\]")
+        for name in ("", "a" * 300, "a/b", "..", "a\nb", "😀", "-a", "a b")
+    },
+    "12 name with NUL": Bad(study(study='"a\\0"'), r":1:8: holds U\+0000"),
+    "12 half a surrogate": Bad(study(data='{path: "\\ud800"}'), r":4:14: holds .*half a surrogate pair"),
+    "13 negative trials": Bad(study(budget="{trials: -1}"), r"'budget.trials' must be greater than or equal to 1 — got -1"),
+    "13 zero hours": Bad(study(budget="{hours: 0}"), r"'budget.hours' must be greater than 0 — got 0"),
+    "13 endless hours": Bad(study(budget="{hours: .inf}"), r"'budget.hours' must be .* — got inf"),
+    "13 huge trials": Bad(study(budget="{trials: 99999999999}"), r"less than or equal to 100000 — got 99999999999"),
+    "13 broken trials": Bad(study(budget="{trials: 1.5}"), r"'budget.trials' must be a whole number — got 1\.5"),
+    "13 trials as text": Bad(study(budget="{trials: many}"), r"'budget.trials' must be a whole number — got 'many'"),
+    "13 epochs 0": Bad(study(training="{epochs: 0}"), r"'epochs' must be at least 1 and at most 1000 — got 0"),
+    "13 a number of 50 digits": Bad(study(seed="9" * 50), r"'9{40}' is not a number"),
+    "14 folds > rows": Bad(study(cross_validation="{folds: 30}"), r":5:20: folds: 30 but only 20 rows"),
+    "15 folds 1": Bad(study(cross_validation="{folds: 1}"), r"folds' must be greater than or equal to 2 — got 1"),
+    "16 unset variable": Bad(study(model='{path: "${FOLDTUNE_NOT_SET}/m"}'), r":2:15: environment variable FOLDTUNE_NOT_SET is not set"),
+    "17 password": Bad(study(model="{path: postgres://u:hunter2@h/x}"), r":2:15: a password stands in the study file\n  help:"),
+    "17 password in a comment": Bad(study() + "# postgres://u:hunter2@h/x\n", r":7:3: a password stands"),
+    "17 password in an escape": Bad(study(model='{path: "postgres:/\\x2fu:hunter2@h"}'), r":2:15: a password stands"),
+    "18 too large": Bad("# " + "x" * 40_000, r"larger than 32 KiB: refused"),
+    "not a map": Bad("- 1\n- 2\n", r"must be a map of keys, got a list"),
+    "broken YAML": Bad("study: [1, 2\nmodel: x\n", r"study\.yaml:2:6: not valid YAML"),
+    "two documents": Bad("a: 1\n---\nb: 1\n", r"not valid YAML: .*document"),
+    "key is a number": Bad("1: a\n", r":1:1: a key must be text, got the number 1"),
+    "key is a list": Bad("? [a]\n: b\n", r"a key must be text, got a list"),
+    "both fixed and searched (26)": Bad(
+        study(training="{batch_size: 4}"), r":7:12: 'batch_size' is both fixed and searched"
+    ),
+    "objective of another task": Bad(study(objective="perplexity"), r"'perplexity' needs task causal_lm — got classification"),
+    "unknown objective": Bad(study(objective="loss"), r"'objective' must be one of validation_loss, .* — got 'loss'"),
+    "unknown task": Bad(study(task="regression"), r"'task' must be one of classification, causal_lm — got 'regression'"),
+    "column without effect": Bad(study(data="{path: rows.jsonl, prompt: p}"), r"'data.prompt' has no meaning for task class"),
+    "split of a file": Bad(study(data="{path: rows.jsonl, split: train}"), r"'data.split' has a meaning only for a dataset"),
+    "revision of a folder": Bad(study(model="{path: ./model, revision: main}"), r"'model.revision' has a meaning only for a hub"),
+    "empty column name": Bad(study(data="{path: rows.jsonl, text: ''}"), r"'data.text' must have at least 1 character"),
+    "stratify without classes": Bad(
+        study(task=CAUSAL, cross_validation="{stratify: true}"), r"'stratify: true' needs classes"
+    ),
+    "pooling without classes": Bad(study(task=CAUSAL, training="{pooling: mean}"), r"'pooling' has no meaning for task c"),
+    "pooling searched without classes": Bad(
+        study(task=CAUSAL, search="{space: {pooling: [mean]}}"), r":6:\d+: 'pooling' has no meaning for task c"
+    ),
+    "two kinds of rows": Bad(
+        study(task=CAUSAL, data="{path: rows.jsonl, text: t, prompt: p}"), r"got prompt and text|got text and prompt"
+    ),
+    "alpha rule": Bad(study(training="{lora_alpha: 2x}"), r"multiple of the rank such as 2r — got '2x'"),
+    "alpha too large": Bad(study(training="{lora_alpha: " + "9" * 400 + "r}"), r"'lora_alpha' must be"),
+    "target_modules": Bad(study(training="{target_modules: query}"), r"or a list of layer names — got 'query'"),
+    "escape codes in a key (59)": Bad(
+        study() + '"\\e[31mred\\nerror: fake": 1\n', r"unknown key '\\x1b\[31mred\\nerror: fake'"
+    ),
+}  # fmt: skip
+
+SEARCH_SPACE = {
+    "19 low > high": Bad(space(f"{LR}: {{low: 1e-3, high: 1e-5}}"), r":6:\d+: 'learning_rate': low 0\.001 is above high 1e-05"),
+    "20 log with 0": Bad(space("weight_decay: {low: 0, high: 1, log: true}"), r"a log scale needs low > 0 — got 0"),
+    "20 negative": Bad(space(f"{LR}: {{low: -1, high: 1, log: true}}"), r"'learning_rate.low' must be above 0 .* got -1"),
+    "21 step does not lead": Bad(space("epochs: {low: 1, high: 4, step: 2}"), r"step 2 does not lead from 1 to 4"),
+    "21 step 0": Bad(space("epochs: {low: 1, high: 4, step: 0}"), r"'epochs.step' must be a number above 0 — got 0"),
+    "21 step and log": Bad(space("epochs: {low: 1, high: 4, step: 1, log: true}"), r"log and step exclude each other"),
+    "21 broken step": Bad(space("epochs: {low: 1, high: 4, step: 1.5}"), r"'epochs.step' must be a whole number — got 1\.5"),
+    "21 tiny step": Bad(space("lora_dropout: {low: 0, high: 0.9, step: 1e-300}", "grid"), r"makes more than 100000 values"),
+    "22 equal choices": Bad(space("batch_size: [1, 1.0]"), r"choices 1 and 1\.0 are equal"),
+    "22 true": Bad(space("batch_size: [1, true]"), r"'batch_size' must be a whole number — got True"),
+    "23 NaN": Bad(space(f"{LR}: {{low: 1e-5, high: .nan}}"), r"'learning_rate.high' must be .* — got nan"),
+    "23 infinity": Bad(space(f"{LR}: [.inf]"), r"'learning_rate' must be .* — got inf"),
+    "24 list choice": Bad(space("batch_size: [[1, 2]]"), r"choices must be text, numbers, true/false or null — got \[1, 2\]"),
+    "24 no choices": Bad(space("batch_size: []"), r"a list of at least one value — got \[\]"),
+    "24 a bare value": Bad(space("batch_size: 8"), r"must be a list of choices or a map with low and high — got 8"),
+    "25 grid with a range": Bad(space(f"{LR}: {{low: 1e-4, high: 1e-3}}", "grid"), r"'learning_rate': a grid needs choices or a step"),
+    "25 grid too large": Bad(
+        space("epochs: {low: 1, high: 1000}, max_grad_norm: {low: 0, high: 100000, step: 1}", "grid"),
+        r"at most 10000 points — got 100001000",
+    ),
+    "25 grid and trials": Bad(
+        space("epochs: {low: 1, high: 3}", "grid") + "budget: {trials: 5}\n",
+        r":7:10: a grid of 3 points runs all of them — got budget.trials 5",
+    ),
+    "27 unknown": Bad(space("learning_rat: [1e-3]"), r"unknown hyperparameter 'learning_rat'\n  help: did you mean 'learning_rate'\?"),
+    "27 not searchable": Bad(space("max_length: [64, 128]"), r"'max_length' cannot be searched; set it under training"),
+    "28 cmaes": Bad(space("epochs: [1]", "cmaes"), r"'search.sampler' must be one of tpe, grid, random, gp — got 'cmaes'"),
+    "29 pruner": Bad(study(search="{pruner: asha, space: {epochs: [1, 2]}}"), r"unknown key 'search.pruner'"),
+    "30 condition": Bad(space("lora_rank: {choices: [4], when: {method: lora}}"), r"`when` is not supported in this version"),
+    "range of words": Bad(space("pooling: {low: 1, high: 2}"), r"'pooling' is no plain number: give a list of choices"),
+    "missing high": Bad(space("epochs: {low: 1}"), r"'epochs': missing 'high'"),
+    "unknown key of a range": Bad(space("epochs: {low: 1, high: 2, logg: true}"), r"unknown key 'logg' — did you mean 'log'\?"),
+    "choices and more": Bad(space("epochs: {choices: [1], low: 2}"), r"choices stand alone, got also low"),
+}  # fmt: skip
+
+PROMPTS = study(task=CAUSAL, data="{path: rows.jsonl, prompt: p, completion: c}")
+DATASET = {
+    "no such file": Bad(study(data="{path: none.jsonl}"), r"none\.jsonl: no such file \(looked for ", 65),
+    "a folder": Bad(study(data="{path: model, format: csv}"), r"is a directory, expected a data file", 65),
+    "a name too long for a file": Bad(study(data=f"{{path: {'a' * 3000}.csv}}"), r"no such file", 65),
+    "no such user": Bad(study(data="{path: ~nobody-here/rows.csv}"), r"no such file", 65),
+    "empty": data("", r"rows\.jsonl: no rows"),
+    "empty, language model": data("", r"no rows", text=study(task=CAUSAL)),
+    "31 broken line": data(jsonl() + '{"text": "a", "label": "b"\n', r"error\[data-json\] rows\.jsonl:21:27: not valid JSON"),
+    "31 many broken lines": data("{\n" * 9, r"rows\.jsonl:5:2: not valid JSON(.|\n)*and 4 more lines"),
+    "31 endless number": data('{"text": ' + "1" * 5000 + "}\n", r"rows\.jsonl:1: not valid JSON"),
+    "31 deep": data("[" * 9 + "\n", r"looks like one JSON list"),
+    "31 too deep": data('{"a": ' + "[" * 100_000 + "\n", r"rows\.jsonl:1: not valid JSON: maximum recursion"),
+    "32 one list": data(json.dumps(ROWS), r"looks like one JSON list, expected one object a line"),
+    "32 .json": data(jsonl(), r"suffix must be one of \.jsonl.* — got '\.json'\n  help: .*format: jsonl", name="rows.json"),
+    "32 row is no object": data(jsonl() + "7\n", r":21: a row must be an object \{\.\.\.\} — got '7'"),
+    "33 wrong column": data("txt,label\na,b\n", r"rows\.csv:2: no column 'text' in any row \(there is label, txt\)\n.*'txt'\?", name="rows.csv"),
+    "33 ragged": data("text,label\na,b\na,b,c\n", r"rows\.csv:3: 3 cells but 2 columns", name="rows.csv"),
+    "33 NUL": data("text,label\na,\0\n", r"rows\.csv:2: holds the character U\+0000", name="rows.csv"),
+    "33 unquoted newline": data('text,label\n"a\n",b\na\nb,c\n', r"rows\.csv:4: 1 cells but 2 columns", name="rows.csv"),
+    "33 open quote": data('text,label\n"a,b\n', r"rows\.csv:2: not valid CSV", name="rows.csv"),
+    "33 column twice": data("text,text\na,b\n", r"rows\.csv:1: column names repeat", name="rows.csv"),
+    "33 column missing in a row": data(rows({"text": "a"}), r":21: no column 'label' \(there is text\)"),
+    "34 number": data(rows({"text": 5, "label": "a"}), r"error\[data-type\] rows\.jsonl:21: 'text' must be text — got 5"),
+    "34 null": data(rows({"text": None, "label": "a"}), r":21: 'text' must be text — got None"),
+    "34 label list": data(rows({"text": "x", "label": ["a"]}), r":21: 'label' must be text or a whole number — got \['a'\]"),
+    "34 label NaN": data(jsonl() + '{"text": "x", "label": NaN}\n', r":21: 'label' must be text or a whole number — got nan"),
+    "34 five shown": data(jsonl([{"text": 1, "label": "a"}] * 9), r":5: 'text' must be(.|\n)*and 4 more rows"),
+    "35 blank text": data(rows({"text": " \t", "label": "a"}), r"error\[data-empty\] rows\.jsonl:21: 'text' is empty"),
+    "35 blank completion": data(jsonl([{"p": "a", "c": " "}] * 5), r"rows\.jsonl:1: 'c' is empty", text=PROMPTS),
+    "35 no assistant": data(
+        jsonl([{"messages": [{"role": "user", "content": "a"}]}] * 5),
+        r":1: 'messages' has no assistant turn",
+        text=study(task=CAUSAL),
+    ),
+    "34 messages": data(jsonl([{"messages": ["hi"]}] * 5), r"list of \{role, content\}, both text — got 'hi'", text=study(task=CAUSAL)),
+    "no known columns": data(jsonl([{"body": "a"}] * 5), r"rows must have text, prompt.*\n  help: columns are body", text=study(task=CAUSAL)),
+    "36 all rows equal": Bad(study(), r"folds: 4 but only 2 groups", 2, {"rows.jsonl": jsonl([{"text": "x", "label": "a"}, {"text": "y", "label": "b"}] * 9)}),
+    "38 gz truncated": data(gzip.compress(jsonl().encode())[:-12], r"rows\.jsonl\.gz: cannot be read", name="rows.jsonl.gz"),
+    "38 gz damaged": data(gzip.compress(jsonl().encode())[:20] + b"\xff" * 40, r"cannot be read", name="rows.jsonl.gz"),
+    "38 not gz": data(jsonl(), r"cannot be read: Not a gzipped file", name="rows.jsonl.gz"),
+    "38 no Parquet": data(b"PK\x03\x04", r"is not a Parquet file \(starts with b'PK", name="rows.parquet"),
+    "38 Parquet without footer": data(b"PAR1" + b"x" * 50, r"rows\.parquet: is a damaged Parquet file", name="rows.parquet"),
+    "39 Latin-1": data(jsonl().encode() + b'{"text": "caf\xe9"}\n', r"rows\.jsonl:21: not UTF-8 at byte \d+ \(0xE9\)"),
+    "39 surrogate": data(jsonl() + '{"text": "\\ud800", "label": "a"}\n', r"rows\.jsonl:21: 'text' holds half a surrogate pair"),
+    "39 U+0000": data(rows({"text": "a\0", "label": "a"}), r"rows\.jsonl:21: 'text' holds the character U\+0000"),
+    "42 one class": data(jsonl([{"text": f"t{i}", "label": "a"} for i in range(9)]), r"needs at least 2 classes — got only 'a'"),
+    "42 no group column": data(jsonl(), r"no column 'author' in any row", text=study(data="{path: rows.jsonl, group: author}")),
+    "42 fewer groups than folds": Bad(
+        study(data="{path: rows.jsonl, group: g}"), r"folds: 4 but only 2 groups", 2,
+        {"rows.jsonl": jsonl([{**row, "g": index % 2} for index, row in enumerate(ROWS)])},
+    ),
+    "escape codes in a column (59)": data(jsonl([{"\x1b[2J": 1}]), r"no column 'text' in any row \(there is \\x1b\[2J\)"),
+}  # fmt: skip
+
+ADAPTER = study(model="{path: ./adapter}")
+MODEL = {
+    "no folder": Bad(study(model="{path: ./none}"), r"error\[model\] .*:2:9: model './none': no such folder"),
+    "short form": Bad(study(model="./none"), r":2:1: model './none': no such folder"),
+    "a file": Bad(study(model="{path: rows.jsonl}"), r"rows\.jsonl is a file, expected a folder"),
+    "no such package": Bad(study(model="{path: 'package:not_here/m'}"), r"no installed package 'not_here'\n  help: pip"),
+    "package without a spec": Bad(study(model="{path: 'package:__main__/m'}"), r"no installed package '__main__'"),
+    "module, no package": Bad(study(model="{path: 'package:this/m'}"), r"no installed package 'this'"),
+    "no folder in the package": Bad(study(model="{path: 'package:orchestrator/none'}"), r"no such folder"),
+    "out of the package": Bad(study(model="{path: 'package:orchestrator/../tests'}"), r"leads out of the package"),
+    "47 no config": Bad(ADAPTER, r"no config\.json in", 2, {"adapter/model.safetensors": b""}),
+    "47 damaged config": Bad(study(), r"config\.json is no JSON object", 2, {"model/config.json": "{"}),
+    "48 auto_map": Bad(study(), r"asks to run its own code, which foldtune never", 2, {"model/config.json": '{"auto_map": {"A": "b"}}'}),
+    "48 shard elsewhere": Bad(
+        study(), r"names the shard '\.\./\.\./x', which is not", 2,
+        {"model/model.safetensors.index.json": '{"weight_map": {"a": "../../x"}}'},
+    ),
+    "49 adapter": Bad(
+        ADAPTER, r"is a LoRA adapter for some/base, not a base model", 2,
+        {"adapter/adapter_config.json": '{"base_model_name_or_path": "some/base"}'},
+    ),
+    "49 damaged adapter": Bad(ADAPTER, r"is a LoRA adapter for another model", 2, {"adapter/adapter_config.json": "[]"}),
+    "no safetensors": Bad(ADAPTER, r"no \*\.safetensors in .*other weight formats can run code", 2, {"adapter/config.json": '{"a": 1}'}),
+}  # fmt: skip
+
+CASES = {**STUDY_YAML, **SEARCH_SPACE, **DATASET, **MODEL}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_bad_input_ends_with_one_clear_message(
+    case: Bad, foldtune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = foldtune("check", folder(tmp_path, case.study, case.files))
+    assert re.search(case.expected, err), err
+    assert code == case.code
+    assert out == ""
+    assert err.startswith("error[")
+    assert "Traceback" not in err
+    assert "hunter2" not in err
+    assert not (tmp_path / "pwned").exists()
+    assert "\x1b" not in err
+
+
+def test_the_study_that_the_cases_break_is_valid(foldtune: Run, tmp_path: Path) -> None:
+    code, out, err = foldtune("check", folder(tmp_path))
+    assert (code, err.splitlines()[-1]) == (
+        0,
+        f"{tmp_path / 'study.yaml'} is a valid study: 20 rows, 2 classes, 20 trials",
+    )
+    assert re.search(r"batch_size +choices \[4, 8\] +line 6", out)
+
+
+@pytest.mark.parametrize("name", ["none.yaml", "", "a\0b", "x" * 5000, "study.yaml/x"])
+def test_a_missing_study_file_is_named(name: str, foldtune: Run, tmp_path: Path) -> None:
+    folder(tmp_path)
+    code, _, err = foldtune("check", tmp_path / name)
+    assert code == 2
+    assert re.match(r"error\[file\] .*(no such file \(looked in |is a directory|cannot be read|null byte)", err)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_study_file_is_named_with_its_mode(foldtune: Run, tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    path.chmod(0)
+    code, _, err = foldtune("check", path)
+    assert (code, "permission denied (mode 0o0" in err) == (2, True)
+
+
+def test_all_errors_of_a_file_are_said_at_once_in_its_order(foldtune: Run, tmp_path: Path) -> None:
+    text = study(
+        study="a b",
+        task=CAUSAL,
+        data="{path: rows.jsonl, label: l, txt: t}",
+        cross_validation="{folds: 1}",
+        search="{sampler: grid, space: {lr: {low: 1e-4, high: 1e-3}, epocs: [1]}}",
+        objective="accuracy",
+        training="{lora_rank: 0, pooling: mean}",
+        budget="{trials: 0}",
+    )
+    code, _, err = foldtune("check", folder(tmp_path, text))
+    assert code == 2
+    found = [line for line in err.splitlines() if line.startswith("error[")]
+    expected = [
+        "'study' name must match",
+        "'data.label' has no meaning",
+        "unknown key 'data.txt'",
+        "folds' must be greater",
+        "a grid needs choices",
+        "unknown hyperparameter 'epocs'",
+        "'accuracy' needs task classification",
+        "'lora_rank' must be at least 1",
+        "'pooling' has no meaning",
+        "'budget.trials' must be greater",
+    ]
+    assert len(found) == len(expected), err
+    assert all(part in line for part, line in zip(expected, found, strict=True)), err
+
+
+def test_model_and_data_are_both_said_to_be_missing(foldtune: Run, tmp_path: Path) -> None:
+    code, _, err = foldtune("check", folder(tmp_path, study(model="./none", data="{path: none.csv}")))
+    assert (code, err.count("error[")) == (2, 2)
+
+
+def test_at_most_twenty_errors_are_listed(foldtune: Run, tmp_path: Path) -> None:
+    _, _, err = foldtune("check", folder(tmp_path, study() + "".join(f"key{index}: 1\n" for index in range(50))))
+    assert err.count("error[") == 20
+    assert err.endswith("... and 30 more\n")
+
+
+@pytest.mark.parametrize("verb", ["check", "launch", "run"])
+@pytest.mark.parametrize("case", ["8 unknown key", "14 folds > rows", "31 broken line", "49 adapter"])
+def test_a_bad_file_never_starts_the_database(verb: str, case: str, foldtune: Run, tmp_path: Path) -> None:
+    bad = CASES[case]
+    code, out, err = foldtune(verb, folder(tmp_path, bad.study, bad.files))
+    assert (code, out) == (bad.code, "")
+    assert re.search(bad.expected, err)  # and the fixture asserts that FOLDTUNE_HOME was not made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["chek"], "No such command 'chek'"),
+        (["check"], "Missing argument 'FILE'"),
+        (["check", "--fast", "x"], "No such option.*--fast"),
+        (["run", "x.yaml", "--workers", "0"], "0 is not in the range x>=1"),
+        (["run", "x.yaml", "--workers"], "requires an argument"),
+        (["resume", "q", "--trials", "-3"], "-3 is not in the range x>=1"),
+        (["dashboard", "--port", "99999"], "99999 is not in the range"),
+        (["worker", "--idle-exit", "-1"], "-1.0 is not in the range x>=0"),
+        (["best", "q", "--storage", "mysql://u:hunter2@h/d"], "error: .*Postgres"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: list[str], expected: str, foldtune: Run) -> None:
+    code, out, err = foldtune(*arguments)
+    assert (code, out) == (2, "")
+    assert re.search(expected, err), err
+    assert "Traceback" not in err
+    assert "hunter2" not in err
+
+
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+YAMLISH = st.lists(
+    st.sampled_from(
+        [*"[]{},:-?&*!|>'\"%@`#~= \n\t", "a", "&a ", "*a", "<<", "!!int ", "!!bool ", "1e9", "0x", "-.inf", "\\ud800"]
+        + ["study: ", "model: ", "data: ", "{path: ", "search: ", "space: ", "epochs: ", "low: ", "high: ", "\n  "]
+    ),
+    max_size=40,
+).map("".join)
+
+
+def quiet_check(capfd: pytest.CaptureFixture[str], path: Path) -> None:
+    with mock.patch.object(sys, "argv", ["foldtune", "check", str(path)]), pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (0, 2, 65), capfd.readouterr().err
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@given(content=st.one_of(YAMLISH.map(str.encode), st.text(max_size=60).map(str.encode), st.binary(max_size=60)))
+@FUZZ
+def test_no_study_file_is_a_bug(content: bytes, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quiet_check(capfd, folder(tmp_path, content))
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(["tpe", "grid", "2r"])
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["low", "high", "log", "step", "choices", "path", "a"]), inner, max_size=4)
+    ),
+    max_leaves=6,
+)
+KEYS = ["study", "model", "task", "data", "cross_validation", "search", "training", "budget", "objective", "seed"]
+NAMES = ["learning_rate", "lr", "batch_size", "epochs", "lora_alpha", "pooling", "target_modules", "lora_dropout"]
+
+
+@given(
+    sections=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3),
+    searched=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
+    fixed=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
+    sampler=st.sampled_from(["tpe", "grid"]),
+)
+@FUZZ
+def test_no_value_of_a_study_file_is_a_bug(
+    sections: dict[str, object],
+    searched: dict[str, object],
+    fixed: dict[str, object],
+    sampler: str,
+    home: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    values: dict[str, object] = {"training": fixed, "search": {"sampler": sampler, "space": searched}, **sections}
+    text = study(**{key: json.dumps(value) for key, value in values.items()})
+    quiet_check(capfd, folder(tmp_path, text))
+
+
+@given(
+    name=st.sampled_from(["rows.jsonl", "rows.csv", "rows.jsonl.gz", "rows.parquet"]),
+    content=st.one_of(
+        st.binary(max_size=60),
+        st.text(alphabet='{}[]:,"\\ue0\n\r\t a1-', max_size=60).map(str.encode),
+        st.lists(st.dictionaries(st.sampled_from(["text", "label"]), VALUES, min_size=1), min_size=1, max_size=6).map(
+            lambda found: jsonl(list(found)).encode()
+        ),
+    ),
+    magic=st.booleans(),
+)
+@FUZZ
+def test_no_data_file_is_a_bug(
+    name: str, content: bytes, magic: bool, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if magic:
+        content = {"z": gzip.compress(content)[:-1], "t": b"PAR1" + content + b"PAR1"}.get(name[-1], content)
+    quiet_check(capfd, folder(tmp_path, study(data=f"{{path: {name}}}"), {name: content}))

@@ -1,0 +1,361 @@
+"""Units trained on one base: the same numbers whatever came before, and however rows are grouped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.contract import EpochDone, Outcome, TrainUnit, UnitEnded
+from tests import tiny_models
+from trial_worker.engine import Base, Pack, Rows, UnusableModel
+from trial_worker.engine import unit as unit_module
+from trial_worker.engine.adapter import attached
+from trial_worker.engine.evaluate import evaluate
+from trial_worker.engine.memory import MicroSteps
+from trial_worker.tasks import CausalLm, Classification
+
+ENCODERS = ("bert", "roberta")
+DECODERS = ("gpt2", "llama")
+CAUSAL_ROWS = [
+    {"prompt": tiny_models.CORPUS[i % 6][: 4 + i % 11], "completion": tiny_models.CORPUS[(i + 1) % 6][: 9 + i % 17]}
+    for i in range(24)
+]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    makers: dict[str, Callable[[Path], Path]] = {
+        "bert": tiny_models.save_bert,
+        "roberta": tiny_models.save_roberta,
+        "gpt2": tiny_models.save_gpt2,
+        "llama": tiny_models.save_llama,
+    }
+    return {name: make(root / name) for name, make in makers.items()}
+
+
+def classifier(folder: Path, **pin: Any) -> Pack:
+    task = Classification(tiny_models.LABELS)
+    base = Base.load(tiny_models.pin(folder, **pin), "sequence", 3)
+    return Pack(base, Rows(task, tiny_models.classification_rows(), base.tokenizer))
+
+
+def language_model(folder: Path) -> Pack:
+    base = Base.load(tiny_models.pin(folder), "causal", 0)
+    return Pack(base, Rows(CausalLm(), CAUSAL_ROWS, base.tokenizer))
+
+
+def pack_of(name: str, folders: dict[str, Path], *, causal: bool = False) -> Pack:
+    return language_model(folders[name]) if causal else classifier(folders[name])
+
+
+def train(pack: Pack, unit: TrainUnit) -> tuple[list[EpochDone], UnitEnded, list[float]]:
+    """Epochs, end, and the training loss of every step."""
+    pack.add(unit)
+    epochs, losses = [], []
+    while True:
+        for event in pack.advance():
+            if isinstance(event, UnitEnded):
+                return epochs, event, losses
+            if isinstance(event, EpochDone):
+                epochs.append(event)
+            else:
+                losses.append(event.loss)
+
+
+def numbers(pack: Pack, unit: TrainUnit) -> list[Any]:
+    """All that a unit says but its seconds."""
+    epochs, end, losses = train(pack, unit)
+    assert end.outcome == Outcome.DONE, end
+    return [losses, *((e.epoch, e.train_loss, e.tallies, e.predictions) for e in epochs)]
+
+
+def digest(pack: Pack) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(pack.base.model.state_dict().items()):
+        total.update(name.encode() + tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+def floats(text: str, kind: str = "<f4") -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=kind)
+
+
+KINDS = [(name, False, "first") for name in (*ENCODERS, *DECODERS)]
+KINDS += [("bert", False, "mean"), ("gpt2", False, "mean")]
+KINDS += [(name, True, "auto") for name in DECODERS]
+
+
+@pytest.mark.parametrize(("name", "causal", "pooling"), KINDS)
+def test_a_unit_learns_and_leaves_the_base_as_it_was(
+    name: str, causal: bool, pooling: str, folders: dict[str, Path]
+) -> None:
+    pack = pack_of(name, folders, causal=causal)
+    before, modules = digest(pack), [type(part) for part in pack.base.model.modules()]
+    epochs, end, losses = train(pack, tiny_models.unit(epochs=4, pooling=pooling, learning_rate=1e-2))
+    assert end.outcome == Outcome.DONE, end
+    assert [e.epoch for e in epochs] == [1, 2, 3, 4]
+    assert len(losses) == 12
+    assert epochs[-1].train_loss < epochs[0].train_loss
+    assert digest(pack) == before
+    assert [type(part) for part in pack.base.model.modules()] == modules
+    assert not any(p.requires_grad for p in pack.base.model.parameters())
+
+
+@pytest.mark.parametrize(("name", "causal", "pooling"), KINDS)
+def test_a_repeated_unit_gives_the_same_bits_after_others_and_in_a_new_base(
+    name: str, causal: bool, pooling: str, folders: dict[str, Path]
+) -> None:
+    unit = tiny_models.unit(lora_dropout=0.2, pooling=pooling)
+    pack = pack_of(name, folders, causal=causal)
+    first = numbers(pack, unit)
+    torch.rand(7)  # the process's own stream is nothing to a unit
+    numbers(pack, tiny_models.unit(seed=5, lora_rank=8, batch_size=4))
+    pack.add(tiny_models.unit(seed=6))
+    pack.advance()
+    pack.drop(1, "test")
+    assert numbers(pack, unit) == first
+    assert numbers(pack_of(name, folders, causal=causal), unit) == first
+    assert numbers(pack, tiny_models.unit(lora_dropout=0.2, pooling=pooling, seed=12)) != first
+
+
+@pytest.mark.parametrize(("name", "causal"), [("bert", False), ("roberta", False), ("gpt2", True), ("llama", True)])
+def test_numbers_do_not_depend_on_the_micro_batch_even_with_dropout(
+    name: str, causal: bool, folders: dict[str, Path]
+) -> None:
+    unit = tiny_models.unit(lora_dropout=0.3, batch_size=7)
+    wide, narrow = (pack_of(name, folders, causal=causal) for _ in range(2))
+    narrow.micro.most_rows = 2
+    (one, _, losses), (two, _, other_losses) = train(wide, unit), train(narrow, unit)
+    np.testing.assert_allclose(losses, other_losses, rtol=2e-5)
+    for a, b in zip(one, two, strict=True):
+        assert a.tallies["items"] == b.tallies["items"]
+        np.testing.assert_allclose(a.tallies["nats"], b.tallies["nats"], rtol=2e-5)
+        np.testing.assert_allclose(floats(a.predictions.nats), floats(b.predictions.nats), rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "causal"), [("bert", False), ("roberta", False), ("gpt2", False), ("llama", True)])
+def test_validation_does_not_depend_on_neighbours_or_padding(name: str, causal: bool, folders: dict[str, Path]) -> None:
+    pack = pack_of(name, folders, causal=causal)
+    items = pack.rows.items(64)
+    classes = 0 if causal else 3
+    with attached(pack.base, tiny_models.unit().settings, 1, classes) as network:
+
+        def nats(rows: int, overhead: int) -> np.ndarray:
+            micro = MicroSteps(pack.base.device)
+            micro.most_rows, micro._overhead = rows, overhead
+            run = evaluate(network, pack.base, items, micro, keep_logits=not causal)
+            while True:
+                try:
+                    next(run)
+                except StopIteration as stop:
+                    return np.array(stop.value.nats)
+
+        alone = nats(1, 0)
+        np.testing.assert_allclose(nats(100, 10**6), alone, rtol=1e-5)
+        np.testing.assert_allclose(nats(5, 0), alone, rtol=1e-5)
+
+
+def test_validation_loss_is_pooled_over_items_whatever_the_batch_size(folders: dict[str, Path]) -> None:
+    # at learning rate ~0 every batch size evaluates the same model
+    losses = set()
+    for batch_size in (1, 5, 16, 100):
+        (epoch,), _, _ = train(
+            classifier(folders["bert"]), tiny_models.unit(epochs=1, batch_size=batch_size, learning_rate=1e-30)
+        )
+        assert floats(epoch.predictions.nats).sum() == pytest.approx(epoch.tallies["nats"], rel=1e-6)
+        losses.add(epoch.tallies["nats"] / epoch.tallies["items"])
+    assert len(losses) == 1
+
+
+def test_predictions_stand_in_the_order_of_the_validation_rows(folders: dict[str, Path]) -> None:
+    pack = classifier(folders["bert"])
+    epochs, _, _ = train(pack, tiny_models.unit())
+    assert epochs[0].predictions.logits is None  # logits come with the reported epoch only
+    last = epochs[-1]
+    logits = floats(last.predictions.logits or "", "<f2").reshape(-1, 3).astype(np.float64)
+    items = pack.rows.items(128)
+    truth = [int(items[row].targets) for row in tiny_models.unit().validation]
+    expected = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(truth)), truth]
+    np.testing.assert_allclose(floats(last.predictions.nats), expected, atol=5e-3)
+    assert last.tallies["correct"] == (logits.argmax(-1) == truth).sum()
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+class Scarce:
+    """A device that cannot take more than so many rows at once, in training or in evaluation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+        self.refused = 0
+        collate = unit_module.collate
+
+        def limited(items: Any, *rest: Any) -> Any:
+            if len(items) > rows:
+                self.refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            return collate(items, *rest)
+
+        monkeypatch.setattr(unit_module, "collate", limited)
+        monkeypatch.setattr("trial_worker.engine.evaluate.collate", limited)
+
+
+def test_what_does_not_fit_is_retried_with_the_same_batch_and_numbers(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = tiny_models.unit(lora_dropout=0.2, batch_size=9)
+    ample, _, losses = train(classifier(folders["bert"]), unit)
+    scarce = Scarce(monkeypatch, rows=1)
+    pack = classifier(folders["bert"])
+    tight, end, tight_losses = train(pack, unit)
+    assert end.outcome == Outcome.DONE, end
+    assert 0 < scarce.refused <= 4
+    np.testing.assert_allclose(tight_losses, losses, rtol=2e-5)
+    for a, b in zip(ample, tight, strict=True):
+        assert b.tallies["nats"] == pytest.approx(a.tallies["nats"], rel=2e-5)
+
+
+def test_a_row_that_never_fits_makes_the_unit_infeasible(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Scarce(monkeypatch, rows=0)
+    epochs, end, _ = train(classifier(folders["bert"]), tiny_models.unit())
+    assert (epochs, end.outcome) == ([], Outcome.INFEASIBLE)
+    assert "one row" in end.reason
+
+
+# --- endings -----------------------------------------------------------------------------------------------
+
+
+def test_an_exploding_loss_diverges_and_says_at_which_step(folders: dict[str, Path]) -> None:
+    pack = classifier(folders["bert"])
+    before = digest(pack)
+    _, end, losses = train(pack, tiny_models.unit(learning_rate=1e38, warmup_ratio=0.0, max_grad_norm=0.0))
+    assert end.outcome == Outcome.DIVERGED
+    assert "at step" in end.reason or "after epoch" in end.reason
+    assert all(math.isfinite(loss) for loss in losses)
+    assert digest(pack) == before
+
+
+@pytest.mark.parametrize(("value", "words"), [(math.inf, "loss inf at step 2"), (math.nan, "loss nan at step 2")])
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
+    value: float, words: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unit_module.Work, "_gradients", lambda self, *_: value if self.step == 2 else 1.0)
+    epochs, end, _ = train(classifier(folders["bert"]), tiny_models.unit())
+    assert (epochs, end.outcome, end.reason) == ([], Outcome.DIVERGED, words)
+
+
+def test_an_exception_is_evidence_and_the_next_unit_is_untouched(folders: dict[str, Path]) -> None:
+    pack = classifier(folders["bert"])
+    clean = numbers(pack, tiny_models.unit())
+    _, end, _ = train(pack, tiny_models.unit(target_modules=("no_such_layer",)))
+    assert end.outcome == Outcome.FAILED
+    assert "no_such_layer" in end.reason
+    assert "\n" not in end.reason
+    assert "Traceback" in end.evidence
+    assert numbers(pack, tiny_models.unit()) == clean
+
+
+def test_a_dropped_unit_frees_its_slot(folders: dict[str, Path]) -> None:
+    pack = classifier(folders["bert"])
+    pack.add(tiny_models.unit())
+    with pytest.raises(RuntimeError, match="no free slot"):
+        pack.add(tiny_models.unit(number=2))
+    pack.advance()
+    assert pack.drop(99, "other") == []
+    (end,) = pack.drop(1, "lease lost")
+    assert isinstance(end, UnitEnded)
+    assert (end.outcome, end.reason, pack.free) == (Outcome.DROPPED, "lease lost", 1)
+
+
+def test_no_epoch_starts_that_would_not_end_in_time(folders: dict[str, Path]) -> None:
+    pack = classifier(folders["bert"])
+    pack.add(tiny_models.unit(epochs=50))
+    seen: list[Any] = []
+    while not any(isinstance(event, EpochDone) for event in seen):
+        seen += pack.advance()
+    pack.limit(1, seen[-1].seconds / 1000)
+    while not isinstance(seen[-1], UnitEnded):
+        seen += pack.advance()
+    assert seen[-1].outcome == Outcome.OVER_BUDGET
+    assert [event.epoch for event in seen if isinstance(event, EpochDone)] == [1]
+
+
+def test_rows_that_no_cut_leaves_supervised_are_an_error_that_says_so(folders: dict[str, Path]) -> None:
+    base = Base.load(tiny_models.pin(folders["gpt2"]), "causal", 0)
+    rows = [{"prompt": "a small sharp tool for", "completion": " cutting"}] * 24
+    _, end, _ = train(Pack(base, Rows(CausalLm(), rows, base.tokenizer)), tiny_models.unit(max_length=4))
+    assert end.outcome == Outcome.FAILED
+    assert "max_length 4" in end.reason
+
+
+def test_positions_beyond_the_model_are_refused_only_where_a_row_needs_them(folders: dict[str, Path]) -> None:
+    base = Base.load(tiny_models.pin(folders["roberta"]), "sequence", 3)
+    assert base.limit == 40 - 3
+    rows = tiny_models.classification_rows()
+    task = Classification(tiny_models.LABELS)
+    _, end, _ = train(Pack(base, Rows(task, rows, base.tokenizer)), tiny_models.unit(max_length=500, epochs=1))
+    assert end.outcome == Outcome.DONE
+    long = [{**rows[0], "text": " ".join(tiny_models.CORPUS * 3)}, *rows[1:]]
+    _, end, _ = train(Pack(base, Rows(task, long, base.tokenizer)), tiny_models.unit(max_length=500))
+    assert end.outcome == Outcome.FAILED
+    assert "at most 37" in end.reason
+    _, end, _ = train(Pack(base, Rows(task, long, base.tokenizer)), tiny_models.unit(max_length=37, epochs=1))
+    assert end.outcome == Outcome.DONE
+
+
+# --- models that must not be used --------------------------------------------------------------------------
+
+
+def test_an_encoder_is_refused_as_a_language_model(folders: dict[str, Path]) -> None:
+    with pytest.raises(UnusableModel, match=r"lacks weights|sees later tokens"):
+        Base.load(tiny_models.pin(folders["bert"]), "causal", 0)
+
+
+def test_a_checkpoint_with_missing_layers_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for file in folders["bert"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if "layer.1.attention.self.query" not in k}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnusableModel, match="query"):
+        Base.load(tiny_models.pin(tmp_path), "sequence", 3)
+
+
+def test_a_missing_pooler_is_trained_like_a_head(folders: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for file in folders["bert"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if "pooler" not in k}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    pack = classifier(tmp_path)
+    assert pack.base.heads == ("bert.pooler", "classifier")
+    before = digest(pack)
+    unit = tiny_models.unit()
+    assert numbers(pack, unit) == numbers(pack, unit) == numbers(classifier(tmp_path), unit)
+    assert digest(pack) == before
+
+
+def test_pickled_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    for file in folders["bert"].iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(load_file(folders["bert"] / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        Base.load(tiny_models.pin(tmp_path), "sequence", 3)
