@@ -69,9 +69,8 @@ def launch(file: Path, storage: str | None) -> None:
     """Create the study in the database; workers anywhere can then train it."""
     from orchestrator import study_file
 
-    engine, name = launch_study(study_file.load(file), storage)
+    _, name = launch_study(study_file.load(file), storage)
     say(f"train it with `foldtune worker {name}`, watch it with `foldtune watch {name}`")
-    del engine
 
 
 @cli.command()
@@ -83,7 +82,7 @@ def launch(file: Path, storage: str | None) -> None:
 def worker(
     studies: tuple[str, ...], storage: str | None, device: str, name: str | None, idle_exit: float | None
 ) -> None:
-    """Train trials of these studies (default: of all open ones, oldest first) until none is left."""
+    """Train these studies until they are done; without names, every open study, oldest first, and wait for more."""
     from orchestrator.database.engine import storage_url
     from orchestrator.launchers import local
 

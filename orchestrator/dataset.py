@@ -72,7 +72,7 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
 
 def rows_of(content: bytes) -> list[dict[str, Any]]:
     """The rows of a snapshot's content."""
-    return [json.loads(line) for line in content.decode().splitlines()]
+    return [json.loads(line) for line in content.split(b"\n") if line]  # str.splitlines also splits at U+2028
 
 
 def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:
@@ -217,9 +217,17 @@ def _groups(
 
 
 def _fingerprint(row: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in row.items() if key not in ("label", "group")}
-    text = unicodedata.normalize("NFKC", canonical(content)).casefold()
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
+    content = {key: _folded(value) for key, value in row.items() if key not in ("label", "group")}
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+
+def _folded(value: Any) -> Any:
+    """Text without differences of case, width and white space, at every depth."""
+    if isinstance(value, str):
+        return " ".join(unicodedata.normalize("NFKC", value).casefold().split())
+    if isinstance(value, list):
+        return [_folded(item) for item in value]
+    return {key: _folded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _components(keys: Sequence[Iterable[str | None]]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from orchestrator.errors import BadInput, Problem
 
 MAX_BYTES = 32_768  # the pure-Python parser takes 40 microseconds a byte
 MAX_ALIASES = 100
+MAX_VALUES = 20_000  # after aliases were followed; a file of that size without aliases has fewer
 MAX_DEPTH = 20
 MAX_BRACKETS = 100  # open at once; the scanner takes quadratic time over them
 
@@ -170,6 +171,7 @@ class _Builder:
         self.problems: list[Problem] = []
         self.places: dict[Path_, tuple[int, int]] = {}
         self.seen: dict[int, int] = {}
+        self.built = 0
 
     def report(self, node: Node, code: str, message: str, help: str = "") -> None:
         mark = node.start_mark
@@ -180,7 +182,10 @@ class _Builder:
             return None
         self.places.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
         visits = self.seen[id(node)] = self.seen.get(id(node), 0) + 1
-        if visits > MAX_ALIASES or len(path) > MAX_DEPTH:  # an alias bomb, or an alias to its own parent
+        self.built += 1
+        if (
+            visits > MAX_ALIASES or self.built > MAX_VALUES or len(path) > MAX_DEPTH
+        ):  # an alias bomb, or an alias to its own parent
             if not any(problem.code == "alias" for problem in self.problems):
                 self.report(node, "alias", f"more than {MAX_ALIASES} aliases or {MAX_DEPTH} levels: refused")
             return None

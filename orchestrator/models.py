@@ -63,7 +63,7 @@ def check(source: ModelSource, folder: Path, file: str) -> list[Problem]:
     problems = []
     if not (where / "config.json").is_file():
         problems.append(f"model {source.path!r}: no config.json in {where}")
-    elif not _map(where / "config.json"):
+    elif not isinstance(_json(where / "config.json"), dict):
         problems.append(f"model {source.path!r}: config.json is no JSON object")
     elif _map(where / "config.json").get("auto_map"):
         problems.append(f"model {source.path!r} asks to run its own code, which foldtune never does")
@@ -157,7 +157,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
+        return None
 
 
 def _map(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import hyperparameters
@@ -185,7 +186,7 @@ def _range_problems(name: str, entry: Range) -> list[str]:
         return [f"'{name}': log and step exclude each other"]
     if entry.step and (entry.high - entry.low) / entry.step > MOST_STEPS:
         return [f"'{name}': step {entry.step:g} makes more than {MOST_STEPS} values"]
-    if entry.step and entry.high not in entry:
+    if entry.step and (Decimal(str(entry.high)) - Decimal(str(entry.low))) % Decimal(str(entry.step)):
         return [f"'{name}': step {entry.step:g} does not lead from {entry.low:g} to {entry.high:g}"]
     return []
 

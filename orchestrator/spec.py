@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -177,3 +178,7 @@ _RANGE: dict[str, Any] = {
     "required": ["low", "high"],
     "additionalProperties": False,
 }
+
+
+if __name__ == "__main__":  # python -m orchestrator.spec > docs/schemas/study.schema.json
+    print(json.dumps(json_schema(), indent=2))

@@ -209,7 +209,9 @@ def _translate(doc: Document, detail: Any) -> Problem:
         help = hyperparameters.did_you_mean(str(path[-1]), _known_keys(path[:-1]))
         return doc.problem(path, "unknown-key", f"unknown key '{dotted}'", help)
     got = hyperparameters.show(detail["input"])
-    rule = RULES.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    rule = RULES.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix(
+        "String "
+    ).rstrip(".")
     rule = rule.replace("should be", "must be").replace("should have", "must have")
     if kind == "literal_error":
         rule = "must be one of " + detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")

@@ -74,12 +74,15 @@ class Supervisor:
     # --- the loop ---
 
     def run(self, idle_exit: float | None) -> int:
-        """Train until no study has work left; the number of units trained."""
+        """Train until the named studies are done; without names until nothing came for `idle_exit` seconds, if ever.
+
+        Returns the number of units trained.
+        """
         trained, idle_since = 0, time.monotonic()
         say(f"worker {self.worker} on {self.device.name}: looking for work")
         while not self.leaving:
             names = self.open_studies()
-            if not names:
+            if not names and self.studies:
                 break
             taken = self.persist(lambda names=names: trials.take(self.engine, self.worker, names))
             if taken is not None:

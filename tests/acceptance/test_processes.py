@@ -37,7 +37,8 @@ def test_run_goes_from_a_file_to_a_winner_that_the_database_reproduces(
     sums = rows(
         engine,
         "SELECT sum((r.tallies->>'nats')::float) / sum((r.tallies->>'items')::float), count(*) FROM result r "
-        f"JOIN unit u ON u.id = r.unit JOIN trial t ON t.id = u.trial WHERE t.number = {found['trial']} AND r.epoch = 2",
+        "JOIN unit u ON u.id = r.unit JOIN trial t ON t.id = u.trial "
+        f"WHERE t.number = {found['trial']} AND r.epoch = 2",
     )
     assert sums == [(pytest.approx(found["value"]), 2)]
     again = foldtune("run", str(study), OPTUNA_STORAGE=storage)

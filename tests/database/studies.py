@@ -39,7 +39,7 @@ def write(
     """A study file with its data and a model folder that has the right files and no content."""
     model = folder / "model"
     model.mkdir(exist_ok=True)
-    (model / "config.json").write_text("{}", encoding="utf-8")
+    (model / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     (model / "model.safetensors").write_bytes(b"weights")
     rows = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(12)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Every study file of the repository runs: small in each test run, whole in `make test-slow`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.acceptance.commands import ROOT, foldtune
+from tests.database.studies import rows
+
+FILES = sorted((ROOT / "studies").rglob("*.yaml"))
+NEED_PACKAGE = {"glosses", "grid"}
+SECONDS = {"glosses": 480, "grid": 300, "causal": 480}  # on 2 CPU cores
+
+
+def study_files() -> list[object]:
+    return [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.package_model] if path.stem in NEED_PACKAGE else [])
+        for path in FILES
+    ]
+
+
+def test_there_are_study_files_and_each_has_a_time_limit() -> None:
+    assert {path.stem for path in FILES} == set(SECONDS)
+
+
+@pytest.mark.parametrize("path", study_files())
+def test_a_study_file_is_valid_and_says_how_to_run_it(path: Path) -> None:
+    done = foldtune("check", str(path))
+    assert done.returncode == 0, done.stderr
+    assert f"#   foldtune run studies/{path.name}" in path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("path", study_files())
+def test_a_study_file_runs_small(path: Path, storage: str) -> None:
+    done = foldtune("run", str(path), "--smoke", "--workers", "1", "--json", OPTUNA_STORAGE=storage)
+    assert done.returncode == 0, done.stderr
+    best = json.loads(done.stdout)
+    assert len(best["folds"]) == 2
+    assert sum(fold["n"] for fold in best["folds"]) > 0
+    assert best["settings"]["epochs"] == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", study_files())
+def test_a_study_file_runs_whole_and_its_winner_is_real(
+    path: Path, storage: str, engine: Engine, record_property: pytest.RecordProperty
+) -> None:
+    began = time.monotonic()
+    done = foldtune("run", str(path), "--json", timeout=3600, OPTUNA_STORAGE=storage)
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    best = json.loads(done.stdout)
+    status = json.loads(foldtune("status", path.stem, "--json", OPTUNA_STORAGE=storage).stdout)
+    assert status["state"] == "complete"
+    assert status["trials"]["complete"] == status["budget"]["trials"]["total"]
+    default = rows(engine, "SELECT value FROM trial WHERE is_default")[0][0]
+    assert best["value"] <= default
+    floor = rows(engine, "SELECT floor FROM study")[0][0]
+    if floor is not None:
+        assert best["metrics"]["validation_loss"] < floor["validation_loss"]
+        assert best["metrics"]["accuracy"] > floor["accuracy"]
+    origins = dict(rows(engine, "SELECT origin, count(*) FROM trial WHERE searched GROUP BY origin"))
+    if path.stem == "glosses":
+        assert origins["model"] >= 6
+    for name, value in {"seconds": round(seconds), "default": default, **best["metrics"], **best["params"]}.items():
+        record_property(name, value)
+    record_property("device_seconds", round(status["budget"]["hours"]["used"] * 3600))
+    assert seconds < SECONDS[path.stem]

@@ -1,0 +1,186 @@
+"""Study files: defaults, origins, digests, the smoke form, the published schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import document, objective, space, spec, study_file
+from orchestrator.contract import Settings
+from orchestrator.reading import TRIAL_STATES
+from orchestrator.spec import StudySpec
+from tests.unit import study_text
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+def load(text: str) -> study_file.LoadedStudy:
+    return study_file.resolve(document.parse(text, "study.yaml"), Path())
+
+
+def test_there_are_studies() -> None:
+    assert {path.stem for path in STUDIES} >= {"glosses", "grid", "causal"}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_of_the_repository_are_valid_whole_and_as_smoke(path: Path) -> None:
+    loaded = study_file.load(path)
+    assert loaded.spec.study == path.stem
+    small = study_file.smoke(loaded).spec
+    assert StudySpec.model_validate_json(small.model_dump_json()) == small
+    assert (small.budget.trials, small.cross_validation.folds, small.cross_validation.repeats) == (1, 2, 1)
+    assert (small.training["epochs"], small.data.limit) == (1, 40)
+
+
+def test_a_spec_comes_back_from_json_with_its_digest() -> None:
+    wanted = load(study_text.study(training="{lora_alpha: 8, target_modules: [query]}", budget="{hours: 2}")).spec
+    back = StudySpec.model_validate(json.loads(wanted.model_dump_json()))
+    assert back == wanted
+    assert back.digest() == wanted.digest()
+
+
+def test_everything_that_is_not_searched_has_its_default() -> None:
+    loaded = load(study_text.space("lr: {low: 1e-5, high: 1e-2, log: true}, r: [4]"))
+    assert set(loaded.spec.training) == set(Settings.__dataclass_fields__) - {"learning_rate", "lora_rank"}
+    assert space.settings(loaded.spec.training, {"learning_rate": 2e-4, "lora_rank": 16}) == space.settings({}, {})
+    assert loaded.spec.budget.trials == 20
+    assert loaded.spec.data.text == "text"
+
+
+def test_every_value_says_where_it_comes_from() -> None:
+    text = study_text.study(training="{num_train_epochs: 2}", search="{space: {lr: [0.1]}}")
+    origins = load(text).origins
+    assert origins["training.epochs"] == "line 7, written num_train_epochs"
+    assert origins["search.space.learning_rate"] == "line 6, written lr"
+    assert origins["model.path"] == "line 2"
+    assert origins["search.sampler"] == origins["training.lora_rank"] == "default"
+    assert load(text.replace("{path: ./model}", "./model")).origins["model.path"] == "line 2"
+
+
+@given(order=st.permutations(study_text.study(seed="3", training="{epochs: 2, lora_rank: 4}").splitlines()))
+def test_the_digest_does_not_depend_on_the_order_of_keys(order: list[str]) -> None:
+    assert load("\n".join(order)).spec.digest() == load("\n".join(sorted(order))).spec.digest()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ({"budget": "{trials: 3}"}, {"budget": "{trials: 9, hours: 1}"}, True),
+        ({"training": "{epochs: 3}"}, {}, True),
+        ({"training": "{lr: 0.1}"}, {"training": "{learning_rate: 1e-1}"}, True),
+        ({"model": "./model"}, {}, True),
+        ({"seed": "1"}, {"seed": "2"}, False),
+        ({"training": "{epochs: 2}"}, {}, False),
+        ({"search": "{space: {epochs: [1, 2]}}"}, {"search": "{space: {epochs: [1, 3]}}"}, False),
+    ],
+)
+def test_the_digest_is_that_of_the_meaning_without_the_budget(
+    old: dict[str, str], new: dict[str, str], same: bool
+) -> None:
+    before, after = load(study_text.study(**old)).spec, load(study_text.study(**new)).spec
+    assert (before.digest() == after.digest()) == same
+    assert (spec.differing_keys(before.identity(), after.identity()) == []) == same
+
+
+def test_differing_keys_are_named_with_both_values() -> None:
+    before, after = load(study_text.study()).spec, load(study_text.study(training="{epochs: 2}", seed="5")).spec
+    assert spec.differing_keys(before.identity(), after.identity()) == ["seed: 0 -> 5", "training.epochs: 3 -> 2"]
+
+
+def test_a_grid_runs_all_its_points() -> None:
+    loaded = load(study_text.space("batch_size: [4, 8], epochs: {low: 1, high: 3}", "grid"))
+    assert loaded.spec.budget.trials == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "searched", "fixed_learning_rate"),
+    [
+        (
+            study_text.space("batch_size: [4, 8], epochs: {low: 2, high: 3}", "grid"),
+            {"batch_size": {"choices": [4]}},
+            2e-4,
+        ),
+        (study_text.space("epochs: [2, 3]", "grid"), {"learning_rate": {"choices": [2e-4]}}, None),
+        (study_text.space("epochs: [2, 3]"), {"learning_rate": {"choices": [2e-4]}}, None),
+        (
+            study_text.space("lora_dropout: {low: 0, high: 0.2, step: 0.1}", "grid"),
+            {"lora_dropout": {"choices": [0.0]}},
+            2e-4,
+        ),
+        (
+            study_text.space("lr: {low: 1e-3, high: 1e-2}, epochs: [2]"),
+            {"learning_rate": {"low": 1e-3, "high": 1e-2}},
+            None,
+        ),
+    ],
+)
+def test_smoke_keeps_one_point_of_a_grid_and_one_epoch(
+    text: str, searched: dict[str, Any], fixed_learning_rate: float | None
+) -> None:
+    small = study_file.smoke(load(text)).spec
+    assert small.search.space == searched
+    assert small.training["epochs"] == 1
+    assert small.training.get("learning_rate") == fixed_learning_rate
+    assert not set(small.training) & set(searched)
+    assert set(small.training) | set(searched) == set(Settings.__dataclass_fields__)
+    if small.search.sampler == "grid":
+        assert space.grid_size(small.space) == small.budget.trials == 1
+    assert spec.NAME.fullmatch(small.study)
+
+
+def test_smoke_of_a_long_name_is_a_name_and_of_another_study_another() -> None:
+    one, two = (study_file.smoke(load(study_text.study(study="a" * 63, seed=seed))).spec for seed in "12")
+    assert spec.NAME.fullmatch(one.study)
+    assert one.study != two.study
+
+
+def test_smoke_never_takes_more_rows_than_the_study() -> None:
+    assert study_file.smoke(load(study_text.study(data="{path: rows.jsonl, limit: 12}"))).spec.data.limit == 12
+
+
+def test_the_published_schema_is_current() -> None:
+    """Refresh it with `python -m orchestrator.spec > docs/schemas/study.schema.json`."""
+    published = (ROOT / "docs/schemas/study.schema.json").read_text(encoding="utf-8")
+    assert json.loads(published) == json.loads(json.dumps(spec.json_schema()))
+
+
+def test_the_schema_knows_every_hyperparameter_and_alias() -> None:
+    schema = spec.json_schema()
+    assert {"learning_rate", "lr", "r", "max_length"} <= set(schema["properties"]["training"]["properties"])
+    assert {"learning_rate", "lr", "r"} <= set(
+        schema["$defs"]["Search"]["properties"]["space"]["propertyNames"]["enum"]
+    )
+    assert "max_length" not in schema["$defs"]["Search"]["properties"]["space"]["propertyNames"]["enum"]
+
+
+def published(name: str) -> Any:
+    return json.loads((ROOT / f"docs/schemas/{name}.schema.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_schema_accepts_the_studies_and_refuses_a_slip(path: Path) -> None:
+    validator = jsonschema.Draft202012Validator(published("study"))
+    values = document.read(path).values
+    assert list(validator.iter_errors(values)) == []
+    assert list(validator.iter_errors({**values, "training": {"epocs": 3}}))
+    assert list(validator.iter_errors({**values, "budget": {"trials": 0}}))
+
+
+@pytest.mark.parametrize("name", ["study", "status", "best", "list"])
+def test_the_published_schemas_are_schemas(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(published(name))
+
+
+def test_the_published_answers_name_every_hyperparameter_and_state() -> None:
+    best = published("best")["anyOf"][1]["properties"]
+    assert list(best["settings"]["properties"]) == list(Settings.__dataclass_fields__)
+    assert set(best["objective"]["enum"]) == set(objective.MAXIMIZE)
+    assert tuple(published("status")["properties"]["trials"]["properties"]) == TRIAL_STATES
+    assert published("list")["properties"]["studies"]["items"]["properties"] == published("status")["properties"]
