@@ -3,6 +3,9 @@
 torch's dropout draws from one stream in the order of execution: the mask of a row would depend on its
 neighbours and on the micro-batch, and running out of memory would change the numbers. Here a mask is a hash
 of where it stands, so any grouping of rows sees the same one.
+
+The base's own dropout (BERT's and GPT-2's 0.1) stays off, in training too: no setting of a study names it, and on 300
+short texts (MiniLM, learning rate 2e-3, two folds, five epochs) it cost 16 % more time for 0.729 nats instead of 0.706.
 """
 
 from __future__ import annotations

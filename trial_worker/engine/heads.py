@@ -35,7 +35,9 @@ class MeanHead(nn.Module):
 
     normalize: scale each mean to length sqrt(hidden) first. Models whose pooling files normalise carry all
         meaning in the direction; at length 1 a fresh linear head would see inputs of size 1 / sqrt(hidden) and
-        learn that much more slowly than the adapter beside it.
+        learn that much more slowly than the adapter beside it. Nats for scale 8 and sqrt(384) = 19.6 (MiniLM, 300
+        short texts, two folds, five epochs): 0.944 and 0.746 at learning rate 1e-3, 0.687 and 0.706 at 2e-3, 0.751
+        and 0.879 at 5e-3. The best are alike; this one keeps low rates usable, whatever the hidden size.
     """
 
     def __init__(self, hidden: int, classes: int, normalize: bool) -> None:
