@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def best(seen: View) -> dict[str, Any] | None:
 def describe(seen: View, trial: TrialRecord) -> dict[str, Any]:
     """One complete trial: its number, value, hyperparameters, folds and pooled metrics."""
     results = seen.trial_results(trial)
+    pooled = objective.metrics(objective.add(result.tallies for result in results))
     return {
         "study": seen.record.name,
         "trial": trial.number,
@@ -116,7 +118,7 @@ def describe(seen: View, trial: TrialRecord) -> dict[str, Any]:
             }
             for result in results
         ],
-        "metrics": objective.metrics(objective.add(result.tallies for result in results)),
+        "metrics": {name: value if math.isfinite(value) else None for name, value in pooled.items()},
     }
 
 

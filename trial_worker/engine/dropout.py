@@ -5,7 +5,8 @@ neighbours and on the micro-batch, and running out of memory would change the nu
 of where it stands, so any grouping of rows sees the same one.
 
 The base's own dropout (BERT's and GPT-2's 0.1) stays off, in training too: no setting of a study names it, and on 300
-short texts (MiniLM, learning rate 2e-3, two folds, five epochs) it cost 16 % more time for 0.729 nats instead of 0.706.
+short texts (MiniLM, learning rate 2e-3, two folds, five epochs) it made no clear difference: 0.729 nats instead of
+0.706 with mean pooling, 1.058 instead of 1.101 with the family's head.
 """
 
 from __future__ import annotations

@@ -1,0 +1,62 @@
+"""No accepted key is without effect: each hyperparameter, changed alone, changes what a unit computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.contract import EpochDone, UnitEnded
+from orchestrator.hyperparameters import FIELDS
+from tests import tiny_models
+from trial_worker.engine import Base, Pack, Rows
+from trial_worker.tasks import Classification
+
+OTHER = {
+    "learning_rate": 1e-2,
+    "batch_size": 4,
+    "epochs": 3,
+    "lora_rank": 2,
+    "lora_alpha": 1.0,
+    "lora_dropout": 0.5,
+    "target_modules": ("query",),
+    "weight_decay": 5.0,
+    "warmup_ratio": 0.9,
+    "lr_schedule": "constant",
+    "max_grad_norm": 1e-3,
+    "max_length": 4,
+    "pooling": "mean",
+}
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], list[str]]:
+    folder: Path = tiny_models.save_bert(tmp_path_factory.mktemp("bert"))
+    base = Base.load(tiny_models.pin(folder), "sequence", 3)
+    pack = Pack(base, Rows(Classification(tiny_models.LABELS), tiny_models.classification_rows(), base.tokenizer))
+
+    def train(settings: dict[str, Any]) -> list[str]:
+        pack.add(tiny_models.unit(**settings))
+        seen: list[str] = []
+        while True:
+            for event in pack.advance():
+                if isinstance(event, EpochDone):
+                    seen.append(event.predictions.nats)
+                elif isinstance(event, UnitEnded):
+                    assert event.outcome == "done", event.evidence
+                    return seen
+
+    return train
+
+
+def test_the_table_names_every_hyperparameter() -> None:
+    assert set(OTHER) == set(FIELDS)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_hyperparameter_changed_alone_changes_the_predictions(
+    name: str, outcome: Callable[[dict[str, Any]], list[str]]
+) -> None:
+    assert outcome({name: OTHER[name]}) != outcome({})
