@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.contract import ModelPin
-from orchestrator.errors import USAGE, BadInput, FoldtuneError, Problem
+from orchestrator.errors import BAD_DATA, USAGE, BadInput, FoldtuneError, Problem
 from orchestrator.spec import ModelSource
 
 IGNORED = frozenset({".git", "__pycache__", ".cache"})
@@ -94,6 +94,29 @@ def pin(source: ModelSource, folder: Path) -> ModelPin:
     return ModelPin(
         path=source.path, origin=kind, pin=content_hash(where), pooling=pooling, normalize=normalize, root=root
     )
+
+
+def verify(pin: ModelPin) -> None:
+    """Check that this machine's files are those the study began with. A hub model is loaded at its commit anyway.
+
+    Raises:
+        FoldtuneError: other weights, or none (exit code 65).
+    """
+    if pin.origin == "hub":
+        return
+    try:
+        where = local_folder(pin.path, Path(pin.root or "."))
+        found = content_hash(where) if where.is_dir() else None
+    except FileNotFoundError as error:
+        raise FoldtuneError(f"model {pin.path!r}: {error}", code=BAD_DATA) from None
+    if found is None:
+        raise FoldtuneError(f"model {pin.path!r}: no such folder {where} on this machine", code=BAD_DATA)
+    if found != pin.pin:
+        raise FoldtuneError(
+            f"model {pin.path!r} is another one here (was {pin.pin[:12]}, is {found[:12]})",
+            help="install the version that the study was launched with",
+            code=BAD_DATA,
+        )
 
 
 def content_hash(folder: Path) -> str:

@@ -32,7 +32,9 @@ def project(engine: Engine, name: str) -> None:
             "foldtune:snapshot": record.snapshot,
             "foldtune:folds": record.plan.digest(),
         }
-        shown = study.open_projection(engine.url, name, maximize=record.spec.maximize, attributes=attributes)
+        shown = study.open_projection(
+            engine.url, name, record.spec.objective, maximize=record.spec.maximize, attributes=attributes
+        )
         trials = queries.trials(connection, record.id)
         for trial in trials:
             if trial.in_space and trial.state != "waiting" and trial.number is None:

@@ -139,7 +139,9 @@ def exists(url: URL, name: str) -> bool:
     return name in optuna.get_all_study_names(_storage(url))
 
 
-def open_projection(url: URL, name: str, *, maximize: bool, attributes: Mapping[str, Any]) -> optuna.Study:
+def open_projection(
+    url: URL, name: str, objective: str, *, maximize: bool, attributes: Mapping[str, Any]
+) -> optuna.Study:
     """The Optuna study that shows a foldtune study; created if it is not there. Idempotent.
 
     Raises:
@@ -149,8 +151,13 @@ def open_projection(url: URL, name: str, *, maximize: bool, attributes: Mapping[
     shown = optuna.create_study(storage=_storage(url), study_name=name, direction=direction, load_if_exists=True)
     if shown.direction != direction:
         raise FoldtuneError(f"Optuna has another study named {name!r}", help="choose another name", code=USAGE)
+    known = shown.user_attrs
+    if not attributes.keys() <= known.keys():
+        import optuna_dashboard  # takes seconds: it brings scikit-learn
+
+        optuna_dashboard.set_objective_names(shown, [objective])
     for key, value in attributes.items():
-        if shown.user_attrs.get(key) != value:
+        if known.get(key) != value:
             shown.set_user_attr(key, value)
     return shown
 
@@ -179,9 +186,9 @@ def show_end(shown: optuna.Study, number: int, past: Past, attributes: Mapping[s
 
 def save_note(shown: optuna.Study, number: int | None, note: str) -> None:
     """The words the dashboard shows beside a trial, or beside the study (number None)."""
-    from optuna_dashboard import save_note as save
+    import optuna_dashboard
 
-    save(shown if number is None else Trial(shown, _frozen(shown, number)._trial_id), note)
+    optuna_dashboard.save_note(shown if number is None else Trial(shown, _frozen(shown, number)._trial_id), note)
 
 
 def orphans(shown: optuna.Study, keys: Iterable[str]) -> list[int]:

@@ -22,7 +22,7 @@ import tenacity
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
-from orchestrator import leases, lifecycle, queries, snapshots, trials, workers
+from orchestrator import leases, lifecycle, models, queries, snapshots, trials, workers
 from orchestrator.contract import (
     DropUnit,
     EpochDone,
@@ -141,7 +141,13 @@ class Supervisor:
             self.trainer = Trainer(self.device.name)
             self.opened.clear()
         if record.id not in self.opened:
-            data = self.persist(lambda: snapshots.fetch(self.engine, record, self.cache))
+            try:
+                models.verify(record.model)
+                data = self.persist(lambda: snapshots.fetch(self.engine, record, self.cache))
+            except FoldtuneError as error:
+                if error.code == UNAVAILABLE:
+                    raise
+                raise Refused(error.message) from None
             self.trainer.send(open_message(record, data))
             answer = self.await_message(lease, OPEN_SECONDS, (StudyOpened, StudyRefused))
             if isinstance(answer, StudyRefused):

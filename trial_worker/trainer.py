@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 from orchestrator import contract
 from orchestrator.contract import Outcome, Progress, TrainUnit, UnitEnded
-from trial_worker.lifeline import die_with_parent
+from trial_worker.lifeline import die_with_parent, keep_freed_memory
 
 PROGRESS_SECONDS = 1.0
 
@@ -181,6 +181,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _prepare() -> Any:
     """Import torch with the process's threads, quieten the libraries; the device."""
+    keep_freed_memory()
     # a tokenizer's threads would compete with torch's for the same cores
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
