@@ -12,11 +12,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 import foldtune
-from orchestrator import dataset, objective, projection, space, spec, study
+from orchestrator import dataset, objective, projection, queries, space, spec, study
 from orchestrator.database.engine import transaction
 from orchestrator.errors import USAGE, BadInput, FoldtuneError, Problem
-from orchestrator.folds import FoldPlan
 from orchestrator.prepare import Prepared
+from orchestrator.records import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def _insert(connection: Connection, prepared: Prepared) -> Any:
     ).scalar_one_or_none()
     if study_id is None:
         return _find(connection, wanted.study)
-    _plan_trials(connection, study_id, wanted, prepared.plan)
+    _plan_trials(connection, queries.lock_study(connection, study_id))
     return True
 
 
@@ -112,45 +112,36 @@ def _floor(prepared: Prepared) -> Mapping[str, float] | None:
     return objective.majority(labels, (prepared.plan.split(repeat, fold) for repeat, fold in prepared.plan.units))
 
 
-def _plan_trials(connection: Connection, study_id: int, wanted: spec.StudySpec, plan: FoldPlan) -> None:
+def _plan_trials(connection: Connection, record: StudyRecord) -> None:
     """The default configuration, and for a grid every point, as waiting trials with their units."""
-    default, in_space = space.default_params(wanted.space)
-    is_default = space.configuration_digest(space.settings(wanted.training, default))
-    points = list(space.grid(wanted.space)) if wanted.search.sampler == "grid" else []
-    configurations = [space.configuration_digest(space.settings(wanted.training, point)) for point in points]
+    searched = record.spec.space
+    default, in_space = space.default_params(searched)
+    is_default = space.configuration_digest(record.settings(default))
+    points = list(space.grid(searched)) if record.spec.search.sampler == "grid" else []
+    configurations = [space.configuration_digest(record.settings(point)) for point in points]
     if is_default not in configurations:
-        insert_trial(connection, study_id, wanted, plan, default, origin="default", in_space=in_space, searched=False)
+        insert_trial(connection, record, default, origin="default", is_default=True, in_space=in_space, searched=False)
     trained: dict[str, int] = {}  # two points may be one configuration: at rank 16, alpha 2r is alpha 32
     for point, configuration in zip(points, configurations, strict=True):
         first = trained.get(configuration)
-        trial = insert_trial(
-            connection,
-            study_id,
-            wanted,
-            plan,
-            point,
-            origin="grid",
-            is_default=first is None and configuration == is_default,
-            duplicate_of=first,
-        )
+        default_here = first is None and configuration == is_default
+        trial = insert_trial(connection, record, point, origin="grid", is_default=default_here, duplicate_of=first)
         trained.setdefault(configuration, trial)
 
 
 def insert_trial(
     connection: Connection,
-    study_id: int,
-    wanted: spec.StudySpec,
-    plan: FoldPlan,
+    record: StudyRecord,
     params: Mapping[str, Any],
     *,
     origin: str,
     in_space: bool = True,
     searched: bool = True,
-    is_default: bool | None = None,
+    is_default: bool = False,
     duplicate_of: int | None = None,
 ) -> int:
     """A waiting trial with one unit for each fold (none if it repeats another trial); its id."""
-    settings = space.settings(wanted.training, params)
+    settings = record.settings(params)
     trial_id = connection.execute(
         text(
             "INSERT INTO trial (study, searched, is_default, in_space, origin, params, settings, configuration, "
@@ -158,9 +149,9 @@ def insert_trial(
             ":configuration, :duplicate_of) RETURNING id"
         ),
         {
-            "study": study_id,
+            "study": record.id,
             "searched": searched,
-            "is_default": origin == "default" if is_default is None else is_default,
+            "is_default": is_default,
             "in_space": in_space,
             "origin": origin,
             "params": json.dumps(params),
@@ -172,7 +163,10 @@ def insert_trial(
     if duplicate_of is None:
         connection.execute(
             text("INSERT INTO unit (study, trial, repeat, fold) VALUES (:study, :trial, :repeat, :fold)"),
-            [{"study": study_id, "trial": trial_id, "repeat": repeat, "fold": fold} for repeat, fold in plan.units],
+            [
+                {"study": record.id, "trial": trial_id, "repeat": repeat, "fold": fold}
+                for repeat, fold in record.plan.units
+            ],
         )
     return int(trial_id)
 

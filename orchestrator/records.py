@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator import space
 from orchestrator.contract import ModelPin, Settings, build
 from orchestrator.folds import FoldPlan
 from orchestrator.spec import Budget, StudySpec
@@ -54,6 +55,10 @@ class StudyRecord:
     def trials_total(self) -> int:
         """The budget of searched trials."""
         return self.spec.budget.trials or 0
+
+    def settings(self, params: Mapping[str, Any]) -> Settings:
+        """Every hyperparameter of a configuration of this study, resolved."""
+        return space.settings(self.spec.training, params, pooling=self.model.pooling)
 
 
 @dataclass(frozen=True, kw_only=True)

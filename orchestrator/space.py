@@ -211,14 +211,18 @@ def grid(space: Space) -> Iterator[dict[str, Any]]:
         yield dict(zip(space, values, strict=True))
 
 
-def settings(fixed: Mapping[str, Any], params: Params) -> Settings:
-    """Every hyperparameter of a configuration, `lora_alpha` as a number."""
+def settings(fixed: Mapping[str, Any], params: Params, *, pooling: str = "auto") -> Settings:
+    """Every hyperparameter of a configuration, `lora_alpha` as a number and `pooling: auto` as what it means here."""
     values = {**fixed, **params}
     modules = values.get("target_modules")
     if isinstance(modules, list):
         values["target_modules"] = tuple(modules)
     merged = Settings(**values)
-    return dataclasses.replace(merged, lora_alpha=hyperparameters.resolve_alpha(merged.lora_alpha, merged.lora_rank))
+    return dataclasses.replace(
+        merged,
+        lora_alpha=hyperparameters.resolve_alpha(merged.lora_alpha, merged.lora_rank),
+        pooling=pooling if merged.pooling == "auto" else merged.pooling,
+    )
 
 
 def configuration_digest(value: Settings) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -153,9 +154,9 @@ def open_projection(
         raise FoldtuneError(f"Optuna has another study named {name!r}", help="choose another name", code=USAGE)
     known = shown.user_attrs
     if not attributes.keys() <= known.keys():
-        import optuna_dashboard  # takes seconds: it brings scikit-learn
-
-        optuna_dashboard.set_objective_names(shown, [objective])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            shown.set_metric_names([objective])
     for key, value in attributes.items():
         if known.get(key) != value:
             shown.set_user_attr(key, value)
@@ -186,7 +187,7 @@ def show_end(shown: optuna.Study, number: int, past: Past, attributes: Mapping[s
 
 def save_note(shown: optuna.Study, number: int | None, note: str) -> None:
     """The words the dashboard shows beside a trial, or beside the study (number None)."""
-    import optuna_dashboard
+    import optuna_dashboard  # takes seconds: it brings scikit-learn
 
     optuna_dashboard.save_note(shown if number is None else Trial(shown, _frozen(shown, number)._trial_id), note)
 

@@ -89,10 +89,10 @@ def _suggest(connection: Connection, record: StudyRecord) -> bool:
             past=past,
         )
         params, origin = study.suggest(question)
-        duplicate = known.get(space.configuration_digest(space.settings(record.spec.training, params)))
+        duplicate = known.get(space.configuration_digest(record.settings(params)))
         if duplicate is None:
             break
-    insert_trial(connection, record.id, record.spec, record.plan, params, origin=origin, duplicate_of=duplicate)
+    insert_trial(connection, record, params, origin=origin, duplicate_of=duplicate)
     connection.execute(text("UPDATE study SET suggestions = suggestions + 1 WHERE id = :id"), {"id": record.id})
     if duplicate is not None:
         settle(connection, record)

@@ -113,3 +113,17 @@ def test_an_optuna_study_of_somebody_else_is_never_taken_over(engine: Engine, tm
     optuna.create_study(storage=study.storage(engine.url), study_name="s")
     with pytest.raises(FoldtuneError, match="foldtune did not make"):
         studies.launched(engine, tmp_path)
+
+
+def test_grid_points_that_are_one_configuration_are_trained_once(engine: Engine, tmp_path: Path) -> None:
+    """At rank 16, the default, an alpha of 2r is an alpha of 32; and what `pooling: auto` means is known at launch."""
+    path = studies.write(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("    batch_size: [4, 8]", "    lora_alpha: [2r, 32]\n    pooling: [auto, first]"))
+    launching.launch(engine, studies.prepared(path))
+    assert studies.rows(engine, "SELECT count(*), count(duplicate_of) FROM trial WHERE searched") == [(8, 6)]
+    assert len(studies.train_all(engine, studies.worker(engine), "s")) == (2 + 1) * 2
+    assert studies.rows(engine, "SELECT state::text, count(*) FROM trial GROUP BY 1") == [("complete", 9)]
+    assert studies.rows(engine, "SELECT DISTINCT settings->>'pooling', settings->>'lora_alpha' FROM trial") == [
+        ("first", "32.0")
+    ]

@@ -57,7 +57,7 @@ TALLIES = {"nats": 40.0, "items": 20, "correct": 5}
 
 
 def test_numbers_have_four_digits_and_nothing_is_a_dash() -> None:
-    assert [words.number(value) for value in (0.123456, 12.0, None)] == ["0.1235", "12", "–"]
+    assert [words.number(value) for value in (0.123456, 12.0, None)] == ["0.1235", "12.00", "–"]
     assert words.assignment({"lr": 0.00213, "batch_size": 8, "lr_schedule": "cosine"}) == (
         "lr 0.00213, batch_size 8, lr_schedule cosine"
     )
@@ -88,7 +88,7 @@ def test_a_studys_note_has_question_way_state_and_finding() -> None:
     assert "Which batch_size fine-tune `./model` best on 4 rows of `rows.jsonl`" in note
     assert "random search proposes, 4-fold cross-validation judges: validation_loss" in note
     assert "1 complete, 1 running of 20 trials" in note
-    assert "Trial 0: 0.5 with batch_size 8, learning_rate 0.00213" in note
+    assert "Trial 0: 0.5000 with batch_size 8, learning_rate 0.00213" in note
     assert "default configuration reaches 0.6" in note
     assert "Class frequencies alone reach 0.69" in note
 
@@ -97,7 +97,7 @@ def test_a_trials_note_says_who_proposed_it_and_what_each_fold_gave() -> None:
     folds = [FoldResult(trial=1, repeat=0, fold=fold, epoch=3, tallies=TALLIES) for fold in range(2)]
     note = words.trial_note(record(), trial(0, 2.0), folds)
     assert note.startswith("Proposed by the sampler's model: batch_size 8")
-    assert "**validation_loss 2** over 2 folds" in note
+    assert "**validation_loss 2.000** over 2 folds" in note
     assert note.endswith("| 0 | 1 | 3 | 20 | 2 | 0.25 |")
 
 
