@@ -149,7 +149,10 @@ def open_projection(
         FoldtuneError: a study of that name, made by somebody else, optimises in the other direction.
     """
     direction = _direction(maximize)
-    shown = optuna.create_study(storage=_storage(url), study_name=name, direction=direction, load_if_exists=True)
+    try:
+        shown = optuna.load_study(storage=_storage(url), study_name=name)
+    except KeyError:
+        shown = optuna.create_study(storage=_storage(url), study_name=name, direction=direction, load_if_exists=True)
     if shown.direction != direction:
         raise FoldtuneError(f"Optuna has another study named {name!r}", help="choose another name", code=USAGE)
     known = shown.user_attrs
