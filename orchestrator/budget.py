@@ -13,6 +13,16 @@ def hours_spent(connection: Connection, study_id: int) -> bool:
     return total is not None and used + epoch > total * 3600
 
 
+def has_room(connection: Connection, study_id: int) -> bool:
+    """Whether one more unit could train an epoch beside those that run.
+
+    Without it the last minutes would be shared out in pieces too short for any epoch: idle workers would suggest,
+    lease and cancel one trial after another.
+    """
+    total, used, epoch, running = _usage(connection, study_id)
+    return total is None or used + epoch * (running + 1) <= total * 3600
+
+
 def used_seconds(connection: Connection, study_id: int) -> float:
     """Device seconds of every reported epoch."""
     return _usage(connection, study_id)[1]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import foldtune
-from orchestrator.errors import BUG, USAGE, BadInput, FoldtuneError
+from orchestrator.errors import BUG, USAGE, BadInput, FoldtuneError, printable
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -142,9 +142,10 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
         return
     console.data().print(view.live(seen))
     for failure in reading.failures(engine, study):
-        say(f"trial {failure['trial']} fold {failure['fold'] + 1} {failure['state']}: {failure['reason']}")
-        if failure["evidence"]:
-            say("    " + "\n    ".join(failure["evidence"].rstrip().splitlines()[-8:]))
+        reason = printable(failure["reason"])
+        say(f"trial {failure['trial']} fold {failure['fold'] + 1} {failure['state']}: {reason}")
+        for line in failure["evidence"].rstrip().splitlines()[-8:]:
+            say("    " + printable(line))
 
 
 @cli.command()

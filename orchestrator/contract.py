@@ -172,7 +172,7 @@ class DropUnit:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """To the trainer: the running unit may take this many device seconds from now on."""
+    """To the trainer: the running unit may take this many device seconds beyond the epochs it has reported."""
 
     unit: int
     seconds_left: float

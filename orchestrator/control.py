@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator import projection, queries, study
 from orchestrator.database.engine import transaction
 from orchestrator.errors import USAGE, FoldtuneError
 from orchestrator.reconcile import settle
+from orchestrator.spec import Budget
 
 
 def stop(engine: Engine, name: str) -> str:
@@ -32,7 +34,7 @@ def resume(engine: Engine, name: str, *, trials: int | None = None, hours: float
     """Make cancelled trials wait again, with a raised budget if one is given. What to say about it.
 
     Raises:
-        FoldtuneError: the new budget is below what was used, or a grid cannot have more points.
+        FoldtuneError: fewer trials than exist, a number no budget may have, or a grid with more points.
     """
     with transaction(engine) as connection:
         record = queries.lock_study(connection, queries.study(connection, name).id)
@@ -41,8 +43,12 @@ def resume(engine: Engine, name: str, *, trials: int | None = None, hours: float
             raise FoldtuneError(f"a grid has its {record.trials_total} points and no more", code=USAGE)
         if trials is not None and trials < used:
             raise FoldtuneError(f"--trials is a total and {used} trials exist — got {trials}", code=USAGE)
-        if hours is not None and hours <= 0:
-            raise FoldtuneError(f"--hours must be above 0 — got {hours:g}", code=USAGE)
+        try:  # a number that no study file may have would make the row unreadable for every later command
+            Budget(trials=trials, hours=hours)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            rule = wrong["msg"].removeprefix("Input should be ")
+            raise FoldtuneError(f"--{wrong['loc'][0]} must be {rule} — got {wrong['input']:g}", code=USAGE) from None
         waiting = _revive(connection, record.id)
         connection.execute(
             text(

@@ -15,7 +15,9 @@ class Fenced(FoldtuneError):
     """The lease was lost: somebody else owns the unit, or the trial was closed. Nothing was written."""
 
     def __init__(self, lease: Lease, found: int | None) -> None:
-        owner = f"epoch {lease.epoch} < {found}" if found and found > lease.epoch else "the trial was closed"
+        owner = (
+            f"epoch {lease.epoch} < {found}" if found and found > lease.epoch else "it ran out, or the trial was closed"
+        )
         super().__init__(
             f"lease of unit {lease.unit} was lost ({owner}); stopping it, nothing was written", code=TRY_AGAIN
         )

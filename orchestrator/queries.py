@@ -12,17 +12,21 @@ from orchestrator.hyperparameters import did_you_mean
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord
 
 
+class NoStudy(FoldtuneError):
+    """There is no such study, or no longer."""
+
+
 def study(connection: Connection, name: str) -> StudyRecord:
     """A study by name.
 
     Raises:
-        FoldtuneError: there is none; suggests a near name.
+        NoStudy: there is none; suggests a near name.
     """
     row = connection.execute(text("SELECT * FROM study WHERE name = :name"), {"name": name}).mappings().one_or_none()
     if row is None:
         names = study_names(connection)
         help = did_you_mean(name, names).replace("known keys", "studies") if names else "`foldtune launch` makes one"
-        raise FoldtuneError(f"no study named {name!r}", help=help, code=USAGE)
+        raise NoStudy(f"no study named {name!r}", help=help, code=USAGE)
     return StudyRecord.from_row(dict(row))
 
 
@@ -33,8 +37,15 @@ def study_names(connection: Connection, *, open_only: bool = False) -> list[str]
 
 
 def lock_study(connection: Connection, study_id: int) -> StudyRecord:
-    """The study's row, locked until the transaction ends: whoever decides about a study holds this lock."""
-    row = connection.execute(text("SELECT * FROM study WHERE id = :id FOR UPDATE"), {"id": study_id}).mappings().one()
+    """The study's row, locked until the transaction ends: whoever decides about a study holds this lock.
+
+    Raises:
+        NoStudy: it was deleted.
+    """
+    query = text("SELECT * FROM study WHERE id = :id FOR UPDATE")
+    row = connection.execute(query, {"id": study_id}).mappings().one_or_none()
+    if row is None:  # between the caller's look and the lock
+        raise NoStudy("the study was deleted meanwhile", code=USAGE)
     return StudyRecord.from_row(dict(row))
 
 

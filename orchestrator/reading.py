@@ -135,7 +135,8 @@ def failures(engine: Engine, name: str) -> list[dict[str, Any]]:
         record = queries.study(connection, name)
         rows = connection.execute(
             text(
-                "SELECT t.number AS trial, u.repeat, u.fold, CAST(u.state AS text) AS state, u.charges, u.reason, "
+                "SELECT CASE WHEN t.is_default THEN 'default' ELSE CAST(t.number AS text) END AS trial, "
+                "u.repeat, u.fold, CAST(u.state AS text) AS state, u.charges, u.reason, "
                 "u.evidence FROM unit u JOIN trial t ON t.id = u.trial WHERE u.study = :study "
                 "AND (u.state IN ('failed', 'diverged', 'infeasible') OR u.charges > 0) ORDER BY u.id"
             ),

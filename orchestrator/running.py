@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from orchestrator import console, reading, view, words
 from orchestrator.database.home import locate
+from orchestrator.errors import UNAVAILABLE, FoldtuneError
 from orchestrator.launchers import local
 from orchestrator.launchers.local import LocalWorker
 from orchestrator.reading import View
@@ -52,7 +53,12 @@ def follow(engine: Engine, name: str, *, every: float, started: list[LocalWorker
             if seen.record.state != "open" or ended:
                 return seen if not ended else reading.view(engine, name)
             time.sleep(every)
-            seen = reading.view(engine, name)
+            try:
+                seen = reading.view(engine, name)
+            except FoldtuneError as error:
+                if error.code != UNAVAILABLE or started is None:
+                    raise
+                # the workers wait for the database, so whoever shows them does; once they gave up, the loop ends
 
 
 def _tell_closed(seen: View, told: set[int]) -> None:

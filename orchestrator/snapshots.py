@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from orchestrator import dataset
 from orchestrator.database.engine import transaction
-from orchestrator.errors import BAD_DATA, FoldtuneError
+from orchestrator.errors import BAD_DATA, CANNOT_WRITE, FoldtuneError
 from orchestrator.records import StudyRecord
 
 
@@ -20,7 +20,8 @@ def fetch(engine: Engine, record: StudyRecord, folder: Path) -> Path:
     """The snapshot's JSONL in `folder`, verified by its sha256; downloaded once.
 
     Raises:
-        FoldtuneError: the rows cannot be had, or are not those the study began with (exit code 65).
+        FoldtuneError: the rows cannot be had, or are not those the study began with (exit code 65), or not
+            be written here (73).
     """
     path = folder / f"{record.snapshot}.jsonl"
     if path.exists() and _sha256(path.read_bytes()) == record.snapshot:
@@ -37,7 +38,14 @@ def fetch(engine: Engine, record: StudyRecord, folder: Path) -> Path:
             help="start a new study for the new rows",
             code=BAD_DATA,
         )
-    _write(path, content)
+    try:
+        _write(path, content)
+    except OSError as error:
+        raise FoldtuneError(
+            f"the study's rows cannot be written to {folder}: {error.strerror}",
+            help="set FOLDTUNE_HOME to a folder you may write to",
+            code=CANNOT_WRITE,
+        ) from None
     return path
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, text
 from orchestrator import budget, leases, lifecycle, projection, queries, space, study
 from orchestrator.contract import EpochDone, Outcome, UnitEnded
 from orchestrator.database.engine import transaction
+from orchestrator.errors import UNAVAILABLE, FoldtuneError
 from orchestrator.launch import insert_trial
 from orchestrator.reconcile import reconcile, settle
 from orchestrator.records import Lease, StudyRecord
@@ -28,11 +29,19 @@ def take(engine: Engine, worker: int, names: Sequence[str]) -> tuple[StudyRecord
     Further folds of open trials first, then planned trials, then a new suggestion.
     """
     for name in names:
-        with transaction(engine) as connection:
-            record = queries.lock_study(connection, queries.study(connection, name).id)
-            reconcile(connection, record)
-            lease = _lease_next(connection, record, worker) if _is_open(connection, record) else None
-        projection.project(engine, name)
+        try:
+            with transaction(engine) as connection:
+                record = queries.lock_study(connection, queries.study(connection, name).id)
+                reconcile(connection, record)
+                lease = _lease_next(connection, record, worker) if _is_open(connection, record) else None
+        except queries.NoStudy:  # deleted since the caller read its name
+            continue
+        try:
+            projection.project(engine, name)
+        except FoldtuneError as error:
+            if lease is None or error.code != UNAVAILABLE:
+                raise
+            # A lease that is not returned is lost until it runs out. Whoever comes next brings Optuna up to date.
         if lease is not None:
             return record, lease
     return None
@@ -43,7 +52,7 @@ def _is_open(connection: Connection, record: StudyRecord) -> bool:
 
 
 def _lease_next(connection: Connection, record: StudyRecord, worker: int) -> Lease | None:
-    if budget.hours_spent(connection, record.id):
+    if not budget.has_room(connection, record.id):
         return None
     unit = _waiting_unit(connection, record, "running")
     if unit is None:
@@ -136,9 +145,19 @@ def report(engine: Engine, lease: Lease, done: EpochDone) -> bool:
                 "logits": base64.b64decode(predictions.logits) if predictions.logits else None,
             },
         ).rowcount
+        # An epoch trained anew by a later lease costs its device time again; a report sent twice does not.
         connection.execute(
-            text("UPDATE unit SET seconds = seconds + :seconds WHERE id = :unit"),
-            {"seconds": done.seconds, "unit": lease.unit},
+            text(
+                "UPDATE unit SET seconds = seconds + :seconds WHERE id = :unit AND (:accepted OR NOT EXISTS "
+                "(SELECT 1 FROM result WHERE unit = :unit AND epoch = :epoch AND lease_epoch = :lease_epoch))"
+            ),
+            {
+                "seconds": done.seconds,
+                "unit": lease.unit,
+                "accepted": bool(accepted),
+                "epoch": done.epoch,
+                "lease_epoch": lease.epoch,
+            },
         )
     return bool(accepted)
 
@@ -151,26 +170,46 @@ def finish(engine: Engine, name: str, lease: Lease, ended: UnitEnded) -> None:
     """
     with transaction(engine) as connection:
         record = queries.lock_study(connection, lease.study)
-        leases.hold(connection, lease)
-        charge = ended.outcome == Outcome.FAILED
-        charges = queries.scalar(connection, "SELECT charges FROM unit WHERE id = :id", id=lease.unit) + charge
-        state = _unit_state(ended.outcome, charges)
-        connection.execute(
-            text(
-                "UPDATE unit SET state = CAST(:state AS unit_state), charges = :charges, reason = :reason, "
-                "evidence = :evidence, expires_at = NULL, "
-                "ended_at = CASE WHEN :state = 'waiting' THEN NULL ELSE now() END WHERE id = :unit"
-            ),
-            {
-                "unit": lease.unit,
-                "state": state,
-                "charges": charges,
-                "reason": ended.reason,
-                "evidence": ended.evidence[-20_000:],
-            },
-        )
-        settle(connection, record)
+        if not _recorded(connection, lease, ended):
+            _end_unit(connection, lease, ended)
+            settle(connection, record)
     projection.project(engine, name)
+
+
+def _recorded(connection: Connection, lease: Lease, ended: UnitEnded) -> bool:
+    """Whether an earlier call wrote this very end, and its caller only did not hear of it."""
+    unit = connection.execute(
+        text("SELECT CAST(state AS text) AS state, lease_epoch, charges, reason FROM unit WHERE id = :id"),
+        {"id": lease.unit},
+    ).one()
+    state = _unit_state(ended.outcome, unit.charges)
+    return (unit.lease_epoch, unit.state, unit.reason) == (lease.epoch, state, storable(ended.reason))
+
+
+def _end_unit(connection: Connection, lease: Lease, ended: UnitEnded) -> None:
+    leases.hold(connection, lease)
+    charge = ended.outcome == Outcome.FAILED
+    charges = queries.scalar(connection, "SELECT charges FROM unit WHERE id = :id", id=lease.unit) + charge
+    state = _unit_state(ended.outcome, charges)
+    connection.execute(
+        text(
+            "UPDATE unit SET state = CAST(:state AS unit_state), charges = :charges, reason = :reason, "
+            "evidence = :evidence, expires_at = NULL, "
+            "ended_at = CASE WHEN :state = 'waiting' THEN NULL ELSE now() END WHERE id = :unit"
+        ),
+        {
+            "unit": lease.unit,
+            "state": state,
+            "charges": charges,
+            "reason": storable(ended.reason),
+            "evidence": storable(ended.evidence[-20_000:]),
+        },
+    )
+
+
+def storable(text: str) -> str:
+    """Text without U+0000, which Postgres refuses: a trainer's last words may be anything."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
 def _unit_state(outcome: Outcome, charges: int) -> str:

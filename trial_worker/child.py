@@ -21,6 +21,7 @@ ALLOWED = frozenset(
 )
 ALLOWED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "PYTHON", "OMP_", "MKL_")
 LOG_LINES = 50
+DYING_SECONDS = 5.0  # between a trainer's last word and its end
 
 
 class Trainer:
@@ -46,6 +47,8 @@ class Trainer:
             stderr=subprocess.STDOUT,
             env=environment(device),
             text=True,
+            encoding="utf-8",
+            errors="replace",  # a library's stray byte must not end the thread that empties this pipe
             start_new_session=True,  # a Ctrl-C at the terminal is the supervisor's to handle
         )
         os.close(commands_in)
@@ -57,10 +60,14 @@ class Trainer:
         threading.Thread(target=self._keep_log, args=(self._process.stdout,), daemon=True).start()
 
     def _read(self, events: IO[str]) -> None:
-        with events:
-            for line in events:
-                self._events.put(contract.decode(line))
-        self._events.put(None)
+        try:
+            with events:
+                for line in events:
+                    self._events.put(contract.decode(line))
+        except ValueError as error:  # a trainer that is killed while it writes leaves half a line
+            self.log.append(str(error))
+        finally:
+            self._events.put(None)  # without it the supervisor would wait, and renew its lease, for ever
 
     def _keep_log(self, output: IO[str]) -> None:
         with output:
@@ -96,8 +103,12 @@ class Trainer:
         self.kill()
 
     def obituary(self) -> tuple[str, str]:
-        """(how it ended, the last lines it printed). Waits for the end."""
-        code = self._process.wait()
+        """(how it ended, the last lines it printed). Makes it end if it still runs."""
+        try:
+            code = self._process.wait(DYING_SECONDS)
+        except subprocess.TimeoutExpired:  # nobody reads what it says any more
+            self.kill()
+            code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"the trainer process ended: {how}", "\n".join(self.log)
 
@@ -105,5 +116,6 @@ class Trainer:
 def environment(device: str) -> dict[str, str]:
     """The trainer's environment: an allow-list of this process's, and its one device."""
     kept = {name: value for name, value in os.environ.items() if name in ALLOWED or name.startswith(ALLOWED_PREFIXES)}
+    kept["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts; CUDA's own order begins with the fastest
     kept["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:") if device.startswith("cuda:") else ""
     return kept

@@ -13,7 +13,9 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -38,13 +40,14 @@ from orchestrator.contract import (
 )
 from orchestrator.database.engine import connect, storage_url, transaction
 from orchestrator.database.home import locate
-from orchestrator.errors import UNAVAILABLE, FoldtuneError
+from orchestrator.errors import TRY_AGAIN, UNAVAILABLE, FoldtuneError
 from orchestrator.leases import Fenced
 from orchestrator.records import Lease, StudyRecord
 from orchestrator.workers import Device
 from trial_worker.child import Trainer
 
 OPEN_SECONDS = 1200.0  # a large model may download for long before the first sign of life
+OPEN_ATTEMPTS = 3
 DROP_SECONDS = 2.0
 POLL_SECONDS = 1.0
 GIVE_UP_SECONDS = 600.0  # how long the database may be away
@@ -67,6 +70,7 @@ class Supervisor:
         self.cache = locate().client / "cache" / "snapshots"
         self.refused: dict[str, str] = {}
         self.opened: set[int] = set()
+        self.deaths: Counter[int] = Counter()  # of trainers that were loading a study
         self.trainer: Trainer | None = None
         self.next_beat = 0.0
         self.leaving = False
@@ -121,14 +125,16 @@ class Supervisor:
             if ended.reason:
                 say(f"{record.name}: unit {lease.unit} {ended.outcome}: {ended.reason}")
             return 1
-        except Fenced as lost:
+        except (Fenced, queries.NoStudy) as lost:
             say(lost.message)
             self.drop(lease)
             return 0
         except (Refused, Leaving) as reason:
             self.drop(lease)
             self.persist(lambda: leases.release(self.engine, lease))
-            if isinstance(reason, Refused):
+            if isinstance(reason, TrainerDied) and self.died_opening(record):
+                say(f"{record.name}: {reason}; trying again")
+            elif isinstance(reason, Refused):
                 say(f"error: {record.name}: {reason}")
                 self.refused[record.name] = str(reason)
             return 0
@@ -142,10 +148,12 @@ class Supervisor:
             self.opened.clear()
         if record.id not in self.opened:
             try:
-                models.verify(record.model)
-                data = self.persist(lambda: snapshots.fetch(self.engine, record, self.cache))
+                self.meanwhile(lease, lambda: models.verify(record.model))
+                data = self.meanwhile(
+                    lease, lambda: self.persist(lambda: snapshots.fetch(self.engine, record, self.cache))
+                )
             except FoldtuneError as error:
-                if error.code == UNAVAILABLE:
+                if error.code in (UNAVAILABLE, TRY_AGAIN):  # the database is away, or the lease is lost
                     raise
                 raise Refused(error.message) from None
             self.trainer.send(open_message(record, data))
@@ -163,16 +171,21 @@ class Supervisor:
             if isinstance(message, kinds):
                 return message
             if isinstance(message, Died):
-                raise Refused(message.how + (f"\n{message.log}" if message.log else ""))
+                raise TrainerDied(message.how + (f"\n{message.log}" if message.log else ""))
         raise Refused(f"the trainer did not load the study within {seconds:.0f} s")
+
+    def died_opening(self, record: StudyRecord) -> bool:
+        """Count a trainer that died while it loaded a study; whether to try again: it may only have been killed."""
+        self.deaths[record.id] += 1
+        return self.deaths[record.id] < OPEN_ATTEMPTS
 
     def follow(self, trainer: Trainer, lease: Lease) -> UnitEnded:
         """Pass on every epoch's result until the unit ends."""
         while True:
             message = self.receive(lease)
-            if isinstance(message, EpochDone) and message.unit == lease.unit:
+            if isinstance(message, EpochDone) and _is_of(message, lease):
                 self.persist(lambda done=message: trials.report(self.engine, lease, done))
-            elif isinstance(message, UnitEnded) and message.unit == lease.unit:
+            elif isinstance(message, UnitEnded) and _is_of(message, lease):
                 return message
             elif isinstance(message, Died):
                 return UnitEnded(
@@ -212,7 +225,9 @@ class Supervisor:
                 message = self.trainer.receive(left)
             except queue.Empty:
                 break
-            if message is None or (isinstance(message, UnitEnded) and message.unit == lease.unit):
+            if message is None:  # it died by itself, and says so only once
+                break
+            if isinstance(message, UnitEnded) and message.unit == lease.unit:
                 return
         self.trainer.kill()
         self.trainer = None
@@ -230,6 +245,14 @@ class Supervisor:
         left = self.persist(lambda: leases.renew(self.engine, lease))
         if left is not None and self.trainer is not None:
             self.trainer.send(Limit(unit=lease.unit, seconds_left=left))
+
+    def meanwhile(self, lease: Lease, action: Callable[[], T]) -> T:
+        """Do it in a thread and renew the lease: reading tens of gigabytes of weights outlasts a lease."""
+        with futures.ThreadPoolExecutor(1) as pool:
+            done = pool.submit(action)
+            while not futures.wait([done], timeout=POLL_SECONDS).done:
+                self.beat(lease)
+        return done.result()
 
     def persist(self, action: Callable[[], T]) -> T:
         """Do it, again and again while the database is away. Every action here may safely happen twice."""
@@ -263,12 +286,21 @@ class Refused(Exception):
     """This machine cannot train this study."""
 
 
+class TrainerDied(Refused):
+    """The trainer ended while it loaded this study."""
+
+
 class Died:
     """The trainer process ended by itself."""
 
     def __init__(self, how: str, log: str) -> None:
         self.how = how
         self.log = log
+
+
+def _is_of(message: EpochDone | UnitEnded, lease: Lease) -> bool:
+    """Whether a message is about this lease, and not about an earlier one of the same unit."""
+    return (message.unit, message.lease_epoch) == (lease.unit, lease.epoch)
 
 
 def open_message(record: StudyRecord, data: Path) -> OpenStudy:
@@ -319,6 +351,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except FoldtuneError as error:
         say(str(error))
         raise SystemExit(error.code) from None
+    except KeyboardInterrupt:  # before the worker was entered
+        raise SystemExit(130) from None
 
 
 def _work(options: argparse.Namespace) -> int:

@@ -53,7 +53,7 @@ def parse_url(given: str) -> URL:
     """
     try:
         url = make_url(given)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a ValueError: a port that is no number
         raise FoldtuneError(
             "the storage must be a URL such as postgresql://user@host:5432/database", code=USAGE
         ) from None
@@ -98,12 +98,29 @@ def readable_errors(url: URL | None = None) -> Iterator[None]:
     """Turn database failures into one line for the user."""
     try:
         yield
-    except OperationalError as error:
-        raise _explain(error, url) from None
-    except DBAPIError as error:
-        if error.connection_invalidated or "permission denied" in str(error.orig):
-            raise _explain(error, url) from None
+    except FoldtuneError:
         raise
+    except Exception as error:
+        cause = _database_failure(error)
+        if cause is None:
+            raise
+        raise _explain(cause, url) from None
+
+
+def _database_failure(error: BaseException | None) -> DBAPIError | None:
+    """The failure of the database behind an exception, if that is what it comes from.
+
+    Optuna's storage turns a lost connection into StorageInternalError, AssertionError or UnboundLocalError: the cause
+    stands only in the chain, and a worker that took one of these for a bug would die of a restart.
+    """
+    while error is not None:
+        if isinstance(error, OperationalError) or (
+            isinstance(error, DBAPIError)
+            and (error.connection_invalidated or "permission denied" in str(error.orig) or "dsn" in str(error.orig))
+        ):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _explain(error: DBAPIError, url: URL | None) -> FoldtuneError:
@@ -115,6 +132,7 @@ def _explain(error: DBAPIError, url: URL | None) -> FoldtuneError:
         ("permission denied", "lets this user connect but not create or change foldtune's tables", NO_PERMISSION),
         ("does not exist", "has no such database or role", UNAVAILABLE),
         ("could not translate host name", "has a host name that cannot be found", UNAVAILABLE),
+        ("invalid dsn", "is named by a URL with an unknown option", USAGE),
         ("Connection refused", "refuses connections: no server there", UNAVAILABLE),
         ("timeout expired", f"did not answer within {DEADLINE_SECONDS} s", UNAVAILABLE),
         (

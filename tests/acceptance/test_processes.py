@@ -101,6 +101,17 @@ def test_a_killed_trainer_is_replaced_and_the_numbers_are_those_of_an_unbroken_r
     assert tables[0] == tables[1]
 
 
+def test_a_trainer_killed_while_it_loads_the_study_is_replaced(study: Path, storage: str, engine: Engine) -> None:
+    assert foldtune("launch", str(study), OPTUNA_STORAGE=storage).returncode == 0
+    worker = start("worker", "tiny", OPTUNA_STORAGE=storage)
+    wait_until(lambda: bool(children(worker.pid)))
+    os.kill(children(worker.pid)[0], signal.SIGKILL)
+    _, talk = worker.communicate(timeout=240)
+    assert worker.returncode == 0, talk
+    assert "killed by SIGKILL; trying again" in talk
+    assert rows(engine, "SELECT state::text, sum(charges) FROM unit GROUP BY 1") == [("done", 0)]
+
+
 def test_a_trainer_dies_within_two_seconds_of_its_supervisor(study: Path, storage: str, engine: Engine) -> None:
     foldtune("launch", str(study), OPTUNA_STORAGE=storage)
     worker = start("worker", "tiny", OPTUNA_STORAGE=storage)
@@ -189,6 +200,8 @@ def test_a_study_runs_on_the_embedded_postgres_from_nothing(
     [
         ("sqlite:///x.db", 2, r"must be Postgres"),
         ("nonsense", 2, "must be a URL"),
+        ("postgresql://u:canary@127.0.0.1:port/db", 2, "must be a URL"),
+        ("postgresql://u:canary@127.0.0.1:1/db?canary=1", 2, "unknown option"),
         ("postgresql://u:canary@127.0.0.1:1/db", 69, "refuses connections"),
         ("postgresql://u:canary@no-such-host.invalid/db", 69, "host name that cannot be found"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -11,9 +12,9 @@ from optuna.trial import TrialState
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from orchestrator import control, leases, lifecycle, projection, reading, study, trials
+from orchestrator import control, leases, lifecycle, projection, queries, reading, study, trials
 from orchestrator.contract import Outcome
-from orchestrator.errors import FoldtuneError
+from orchestrator.errors import UNAVAILABLE, FoldtuneError
 from orchestrator.leases import Fenced
 from orchestrator.records import Lease
 from tests.database import studies
@@ -347,6 +348,85 @@ def test_used_up_hours_end_the_study_and_more_hours_resume_it(engine: Engine, tm
     assert status["budget"]["hours"] == {"used": pytest.approx(0.01), "total": 0.01}
     control.resume(engine, "s", hours=1.0)
     assert len(studies.train_all(engine, worker, "s")) == 6
+
+
+@pytest.mark.parametrize(
+    "budget", [{"hours": float("nan")}, {"hours": float("inf")}, {"hours": 2e6}, {"hours": -1.0}, {"trials": 10**6}]
+)
+def test_a_budget_that_no_study_file_may_have_is_refused_before_it_is_written(
+    engine: Engine, tmp_path: Path, budget: dict[str, Any]
+) -> None:
+    """Written, it would make the study unreadable for every later command."""
+    studies.launched(engine, tmp_path, sampler="random", rates=studies.RANGE, budget="{trials: 2}")
+    with pytest.raises(FoldtuneError, match=f"--{next(iter(budget))} must be"):
+        control.resume(engine, "s", **budget)
+    assert reading.status(reading.view(engine, "s"))["state"] == "open"
+
+
+@pytest.mark.parametrize("outcome", [Outcome.DONE, Outcome.DIVERGED, Outcome.FAILED])
+def test_an_end_that_is_told_twice_is_written_once(engine: Engine, tmp_path: Path, outcome: Outcome) -> None:
+    """The answer to the first telling was lost; that is no lost lease, and the trainer need not die for it."""
+    studies.launched(engine, tmp_path)
+    lease = take(engine, studies.worker(engine))
+    trials.report(engine, lease, studies.epoch_done(lease, epoch=1))
+    for _ in range(2):
+        trials.finish(engine, "s", lease, studies.end(lease, outcome, "why\x00"))
+    assert studies.rows(engine, f"SELECT charges, reason FROM unit WHERE id = {lease.unit}") == [
+        (int(outcome == Outcome.FAILED), "why\N{REPLACEMENT CHARACTER}")
+    ]
+
+
+def test_a_report_that_is_sent_twice_costs_its_seconds_once_and_an_epoch_trained_anew_costs_them_again(
+    engine: Engine, tmp_path: Path
+) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    lease = take(engine, worker)
+    for _ in range(2):
+        trials.report(engine, lease, studies.epoch_done(lease, epoch=1, seconds=3.0))
+    assert studies.rows(engine, "SELECT sum(seconds) FROM unit") == [(3.0,)]
+    leases.release(engine, lease)
+    trials.report(engine, take(engine, worker), studies.epoch_done(lease, epoch=1, seconds=3.0))
+    assert studies.rows(engine, "SELECT sum(seconds) FROM unit") == [(6.0,)]
+
+
+def test_a_unit_is_leased_only_where_an_epoch_has_room_beside_those_that_run(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, sampler="random", rates=studies.RANGE, budget="{trials: 9, hours: 0.01}")
+    worker = studies.worker(engine)
+    studies.train(engine, *trials.take(engine, worker, ["s"]), seconds=6.0)  # type: ignore[misc]
+    leased = [trials.take(engine, worker, ["s"]) for _ in range(5)]
+    assert [found is not None for found in leased] == [True] * 3 + [False] * 2  # 18 s are left, for 6 s each
+    assert reading.status(reading.view(engine, "s"))["trials"]["cancelled"] == 0
+
+
+def test_a_lease_is_kept_when_optuna_cannot_be_told_now(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+
+    def away(*_: object, **__: object) -> None:
+        raise FoldtuneError("Postgres is away", code=UNAVAILABLE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(projection, "project", away)
+        lease = take(engine, worker)
+    studies.train(engine, reading.view(engine, "s").record, lease)
+    studies.train_all(engine, worker, "s")
+    assert [trial.state for trial in shown(engine).trials] == [TrialState.COMPLETE] * 4
+
+
+def test_a_study_that_is_deleted_meanwhile_stops_nobody_else(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    studies.launched(engine, tmp_path, name="other")
+    worker = studies.worker(engine)
+    held = take(engine, worker)
+    control.delete(engine, "s")
+    with pytest.raises(queries.NoStudy):
+        trials.finish(engine, "s", held, studies.end(held))
+    taken = trials.take(engine, worker, ["s", "other"])
+    assert taken is not None
+    assert taken[0].name == "other"
 
 
 def test_best_is_reproduced_from_the_database_alone(engine: Engine, tmp_path: Path) -> None:

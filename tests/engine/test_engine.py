@@ -18,6 +18,7 @@ from tests import tiny_models
 from trial_worker.engine import Base, Pack, Rows, UnusableModel
 from trial_worker.engine import unit as unit_module
 from trial_worker.engine.adapter import attached
+from trial_worker.engine.errors import UnitStopped
 from trial_worker.engine.evaluate import evaluate
 from trial_worker.engine.memory import MicroSteps
 from trial_worker.tasks import CausalLm, Classification
@@ -359,3 +360,19 @@ def test_pickled_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -
     torch.save(load_file(folders["bert"] / "model.safetensors"), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         Base.load(tiny_models.pin(tmp_path), "sequence", 3)
+
+
+def test_a_limit_counts_from_the_start_of_the_running_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The running epoch is in nobody's books yet: counted from now, its seconds would be given twice."""
+    now = 0.0
+    monkeypatch.setattr(unit_module, "monotonic", lambda: now)
+    clock = unit_module.Clock(pace=1.0)
+    clock.limit(100)
+    clock.demand(90)
+    clock.begin()
+    now = 85.0
+    clock.limit(100)
+    now = 90.0
+    with pytest.raises(UnitStopped, match="10 s are left"):
+        clock.demand(90)
+    clock.demand(10)

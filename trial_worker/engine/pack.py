@@ -84,7 +84,7 @@ class Pack:
         return [self._end(Outcome.DROPPED, reason)]
 
     def limit(self, unit: int, seconds_left: float) -> None:
-        """A unit may take this many device seconds from now on; nothing happens if it is in no slot."""
+        """A unit may take this many device seconds beyond its reported epochs; nothing happens if it is in no slot."""
         if self._slot is not None and self._slot.unit.unit == unit:
             self._slot.clock.limit(seconds_left)
 

@@ -32,10 +32,20 @@ class Clock:
 
     pace: float | None = None
     _until: float = math.inf
+    _began: float | None = None  # when the running epoch did
 
     def limit(self, seconds_left: float | None) -> None:
-        """From now on the unit may take so many seconds; None lifts the limit."""
-        self._until = math.inf if seconds_left is None else monotonic() + seconds_left
+        """The unit may take so many seconds beyond its reported epochs; None lifts the limit.
+
+        They count from the start of the running epoch: whoever sets the limit knows nothing of that epoch yet, and
+        counted from now its time would be given twice.
+        """
+        start = monotonic() if self._began is None else self._began
+        self._until = math.inf if seconds_left is None else start + seconds_left
+
+    def begin(self) -> None:
+        """An epoch starts now."""
+        self._began = monotonic()
 
     def demand(self, tokens: int) -> None:
         """Raises UnitStopped (OVER_BUDGET) where an epoch over so many tokens would not end in time."""
@@ -93,6 +103,7 @@ class Work:
             adamw = optim.build(network.parameters, settings)
             for epoch in range(1, settings.epochs + 1):
                 self.clock.demand(tokens)
+                self.clock.begin()
                 started, sums = monotonic(), _Sums()
                 for batch in effective_batches(epoch_order(unit.train, unit.seed, epoch), settings.batch_size):
                     factor = optim.schedule_factor(settings.lr_schedule, self.step, steps, settings.warmup_ratio)
