@@ -52,14 +52,16 @@ def check(file: Path, as_json: bool) -> None:
     snapshot, cautions = prepare.check(loaded)
     resolved = loaded.spec.model_dump(mode="json")
     if as_json:
-        report = {"spec": resolved, "origins": dict(loaded.origins), "rows": snapshot.rows, "cautions": cautions}
+        rows = None if snapshot is None else snapshot.rows
+        report = {"spec": resolved, "origins": dict(loaded.origins), "rows": rows, "cautions": cautions}
         click.echo(json.dumps(report))
         return
     console.data().print(console.resolved(resolved, dict(loaded.origins)))
     for caution in cautions:
         say(f"warning: {caution}")
-    classes = f", {len(snapshot.classes)} classes" if snapshot.labels else ""
-    say(f"{file} is a valid study: {snapshot.rows} rows{classes}, {loaded.spec.budget.trials} trials")
+    classes = f", {len(snapshot.classes)} classes" if snapshot and snapshot.labels else ""
+    rows_here = f"{snapshot.rows} rows{classes}, " if snapshot else ""
+    say(f"{file} is a valid study: {rows_here}{loaded.spec.budget.trials} trials")
 
 
 @cli.command()
@@ -107,7 +109,9 @@ def run(file: Path, storage: str | None, workers: int | None, device: str, smoke
     loaded = study_file.load(file)
     if smoke:
         loaded = study_file.smoke(loaded)
-    engine, name = launch_study(loaded, storage)
+    engine, name = launch_study(
+        loaded, storage, anew=smoke
+    )  # a smoke test that found its old result would prove nothing
     raise SystemExit(running.run(engine, name, workers=workers, device=device, as_json=as_json))
 
 
@@ -280,8 +284,8 @@ def db_url() -> None:
     click.echo(server.url(start=True))
 
 
-def launch_study(loaded: LoadedStudy, storage: str | None) -> tuple[Engine, str]:
-    """Check everything, then touch the database."""
+def launch_study(loaded: LoadedStudy, storage: str | None, *, anew: bool = False) -> tuple[Engine, str]:
+    """Check everything, then touch the database. anew: a study of that name is deleted first."""
     from orchestrator.prepare import prepare
 
     prepared, cautions = prepare(loaded)
@@ -290,6 +294,10 @@ def launch_study(loaded: LoadedStudy, storage: str | None) -> tuple[Engine, str]
     from orchestrator.launch import launch as create
 
     engine = open_engine(storage)
+    if anew:
+        from orchestrator import control
+
+        control.delete_if_there(engine, loaded.spec.study)
     launched = create(engine, prepared)
     for message in launched.messages:
         say(message)

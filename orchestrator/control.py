@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import projection, queries, study
+from orchestrator import budget, projection, queries, study
 from orchestrator.database.engine import transaction
 from orchestrator.errors import USAGE, FoldtuneError
 from orchestrator.reconcile import settle
@@ -57,6 +59,10 @@ def resume(engine: Engine, name: str, *, trials: int | None = None, hours: float
             ),
             {"id": record.id, "trials": trials, "hours": hours},
         )
+        if budget.hours_spent(connection, record.id):
+            used_up = budget.used_seconds(connection, record.id) / 3600
+            message = f"the study's device hours are used up ({used_up:.3g}); --hours is a total and must be above that"
+            raise FoldtuneError(message, code=USAGE)
         settle(connection, queries.lock_study(connection, record.id))
         state = queries.scalar(connection, "SELECT CAST(state AS text) FROM study WHERE id = :id", id=record.id)
     projection.project(engine, name)
@@ -79,6 +85,12 @@ def _revive(connection: Connection, study_id: int) -> int:
         ),
         {"id": study_id},
     ).rowcount
+
+
+def delete_if_there(engine: Engine, name: str) -> None:
+    """`delete`, or nothing."""
+    with contextlib.suppress(queries.NoStudy):
+        delete(engine, name)
 
 
 def delete(engine: Engine, name: str) -> None:

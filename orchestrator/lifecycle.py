@@ -7,6 +7,7 @@ from collections.abc import Sequence
 LEASE_SECONDS = 30.0  # a lease lives this long on the database's clock
 RENEW_SECONDS = 5.0
 MAX_CHARGES = 3  # a unit that fails this often by itself has failed for good
+PATIENCE = 3  # leases in a row that may run out without progress before the unit is charged for it
 
 # State of a trial -> what Optuna is told. A NaN told as FAIL would teach the sampler nothing, and a partial mean
 # told as COMPLETE would let easy folds win.

@@ -13,14 +13,23 @@ from orchestrator.records import StudyRecord
 
 def reconcile(connection: Connection, record: StudyRecord) -> None:
     """Derive what the tables imply, and write it. Run by whoever wants work; any crash heals here."""
+    _release_expired(connection, record)
+    settle(connection, record)
+
+
+def _release_expired(connection: Connection, record: StudyRecord) -> None:
+    """Units of vanished workers wait again. One that makes every worker vanish is charged, or it would never end."""
     connection.execute(
         text(
-            "UPDATE unit SET state = 'waiting', worker = NULL, expires_at = NULL, reason = 'its worker vanished' "
-            "WHERE study = :study AND state = 'leased' AND expires_at < now()"
+            "UPDATE unit SET state = CASE WHEN charges + charged >= :most THEN CAST('failed' AS unit_state) "
+            "ELSE 'waiting' END, charges = charges + charged, vanished = vanished + 1, worker = NULL, "
+            "expires_at = NULL, reason = 'its worker vanished', "
+            "ended_at = CASE WHEN charges + charged >= :most THEN now() END "
+            "FROM (SELECT id AS expired, CAST(vanished + 1 >= :patience AS integer) AS charged FROM unit "
+            "WHERE study = :study AND state = 'leased' AND expires_at < now()) e WHERE id = expired"
         ),
-        {"study": record.id},
+        {"study": record.id, "patience": lifecycle.PATIENCE, "most": lifecycle.MAX_CHARGES},
     )
-    settle(connection, record)
 
 
 def settle(connection: Connection, record: StudyRecord) -> None:

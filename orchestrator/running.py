@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 
 import click
@@ -23,8 +24,10 @@ def run(engine: Engine, name: str, *, workers: int | None, device: str, as_json:
     """Train a launched study with workers of this machine and print the winner; the exit code."""
     seen = reading.view(engine, name)
     if seen.record.state == "open":
-        count = workers or (1 if device != "auto" else local.default_workers())
+        count = workers or local.default_workers(device)
         click.echo(f"starting {count} worker{'s' if count > 1 else ''} on this machine", err=True)
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave the workers behind
+            signal.signal(ending, signal.default_int_handler)
         started = local.start(engine.url, [name], count, device, locate().client / "logs")
         try:
             seen = follow(engine, name, every=EVERY, started=started)

@@ -33,6 +33,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 KEY = "foldtune"  # user attribute that ties an Optuna trial to foldtune's row
 MEMORY = "infeasible: memory"  # constraint of a configuration that fits no device
 _LOCK = 0x6F707475
+GP_SECONDS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +91,18 @@ def _sampler(question: Question, startup: int) -> BaseSampler:
 
 
 def _suggest_in_child(question: Question) -> tuple[dict[str, Any], str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.suggest_child"],
-        input=json.dumps(asdict(question)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = [sys.executable, "-m", "orchestrator.suggest_child"]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(asdict(question)),
+            capture_output=True,
+            text=True,
+            timeout=GP_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise FoldtuneError(f"the GP sampler did not answer within {GP_SECONDS} s", help="use tpe") from None
     if done.returncode != 0:
         raise FoldtuneError(f"the GP sampler failed: {done.stderr.strip().splitlines()[-1:]}")
     params, origin = json.loads(done.stdout)

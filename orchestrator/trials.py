@@ -148,7 +148,8 @@ def report(engine: Engine, lease: Lease, done: EpochDone) -> bool:
         # An epoch trained anew by a later lease costs its device time again; a report sent twice does not.
         connection.execute(
             text(
-                "UPDATE unit SET seconds = seconds + :seconds WHERE id = :unit AND (:accepted OR NOT EXISTS "
+                "UPDATE unit SET vanished = 0, seconds = seconds + :seconds "
+                "WHERE id = :unit AND (:accepted OR NOT EXISTS "
                 "(SELECT 1 FROM result WHERE unit = :unit AND epoch = :epoch AND lease_epoch = :lease_epoch))"
             ),
             {

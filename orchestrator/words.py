@@ -28,11 +28,6 @@ def assignment(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in zip(params, shown, strict=True))
 
 
-def is_better(record: StudyRecord, left: float, right: float) -> bool:
-    """Whether `left` beats `right` in the study's objective."""
-    return left > right if record.spec.maximize else left < right
-
-
 def best_trial(record: StudyRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
     """The complete trial with the best value, the default configuration included; the earliest among equals."""
     done = [trial for trial in trials if trial.value is not None and trial.duplicate_of is None]

@@ -40,7 +40,7 @@ from orchestrator.contract import (
 )
 from orchestrator.database.engine import connect, storage_url, transaction
 from orchestrator.database.home import locate
-from orchestrator.errors import TRY_AGAIN, UNAVAILABLE, FoldtuneError
+from orchestrator.errors import BUG, TRY_AGAIN, UNAVAILABLE, FoldtuneError
 from orchestrator.leases import Fenced
 from orchestrator.records import Lease, StudyRecord
 from orchestrator.workers import Device
@@ -160,7 +160,7 @@ class Supervisor:
             answer = self.await_message(lease, OPEN_SECONDS, (StudyOpened, StudyRefused))
             if isinstance(answer, StudyRefused):
                 raise Refused(answer.reason)
-            self.opened.add(record.id)
+            self.opened = {record.id}  # the trainer keeps one study at a time
         return self.trainer
 
     def await_message(self, lease: Lease, seconds: float, kinds: tuple[type[Any], ...]) -> Any:
@@ -353,6 +353,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(error.code) from None
     except KeyboardInterrupt:  # before the worker was entered
         raise SystemExit(130) from None
+    except Exception as error:
+        if os.environ.get("FOLDTUNE_DEBUG"):
+            raise
+        say(f"error: this is a bug in foldtune: {type(error).__name__}: {error}; FOLDTUNE_DEBUG=1 shows where")
+        raise SystemExit(BUG) from None
 
 
 def _work(options: argparse.Namespace) -> int:

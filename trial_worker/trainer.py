@@ -67,7 +67,7 @@ class Trainer:
     def __init__(self, out: TextIO, device: Any) -> None:
         self._out = out
         self._device = device
-        self._packs: dict[int, Any] = {}  # study -> engine.Pack, kept with model and data until the process ends
+        self._packs: dict[int, Any] = {}  # study -> engine.Pack, kept with model and data until another study is opened
         self._units: deque[TrainUnit] = deque()  # to train; the first may be in its pack already
         self._running: Any = None  # the pack of the first unit once it is in
         self._told = 0.0  # when the last Progress was sent
@@ -101,8 +101,12 @@ class Trainer:
                 print(f"the trainer does not take {type(message).__name__}", file=sys.stderr)
 
     def _open(self, study: contract.OpenStudy) -> None:
-        """Load a study's model, tokenizer and rows; an open study is opened anew."""
+        """Load a study's model, tokenizer and rows in place of the last one's.
+
+        Two models at once could leave too little memory for a unit that fits alone, and it would be called infeasible.
+        """
         started = monotonic()
+        self._packs.clear()
         try:
             from trial_worker.engine import Base, Pack, Rows, read_snapshot
             from trial_worker.tasks import task_named

@@ -36,12 +36,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers() -> int:
-    """One worker for each GPU; on a CPU one for each core, as far as memory goes.
+def default_workers(device: str) -> int:
+    """Workers for `--device`: one for each GPU; on a CPU one for each core, as far as memory goes.
 
     Small models gain nothing from a second thread: a 16 x 32 MiniLM step took 0.21 CPU s on one thread and 0.38 on two.
     """
-    found = workers.devices()
+    found = workers.chosen_devices(device)
     if found[0].name != "cpu":
         return len(found)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

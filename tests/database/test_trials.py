@@ -451,3 +451,43 @@ def test_deleting_a_study_removes_every_row_and_the_optuna_study(engine: Engine,
     for table in ("study", "snapshot", "trial", "unit", "result"):
         assert studies.rows(engine, f"SELECT count(*) FROM {table}") == [(0,)]
     assert not study.exists(engine.url, "s")
+
+
+def test_a_vanished_worker_charges_nobody_but_a_unit_that_makes_each_vanish_ends(
+    engine: Engine, tmp_path: Path
+) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    first = take(engine, worker)
+    for attempt in range(1, lifecycle.PATIENCE + lifecycle.MAX_CHARGES):
+        lease = first if attempt == 1 else take(engine, worker)
+        assert (lease.unit, lease.attempt) == (first.unit, attempt)
+        [(charges,)] = studies.rows(engine, f"SELECT charges FROM unit WHERE id = {first.unit}")
+        assert charges == max(0, attempt - lifecycle.PATIENCE)
+        studies.expire(engine, lease)
+    assert take(engine, worker).trial != first.trial
+    assert studies.rows(engine, f"SELECT state::text, reason FROM trial WHERE id = {first.trial}") == [
+        ("failed", "its worker vanished")
+    ]
+
+
+def test_progress_forgives_vanished_workers(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    for _ in range(2 * lifecycle.PATIENCE):
+        lease = take(engine, worker)
+        trials.report(engine, lease, studies.epoch_done(lease, epoch=lease.attempt))
+        studies.expire(engine, lease)
+    assert studies.rows(engine, "SELECT sum(charges) FROM unit") == [(0,)]
+
+
+def test_resume_without_hours_left_says_so_and_changes_nothing(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path, budget="{hours: 0.001}")
+    record, lease = trials.take(engine, studies.worker(engine), ["s"]) or (None, None)
+    assert record is not None
+    assert lease is not None
+    studies.train(engine, record, lease, seconds=3.0)
+    before = studies.rows(engine, "SELECT id, state::text, generation FROM trial ORDER BY id")
+    with pytest.raises(FoldtuneError, match="--hours is a total"):
+        control.resume(engine, "s")
+    assert studies.rows(engine, "SELECT id, state::text, generation FROM trial ORDER BY id") == before

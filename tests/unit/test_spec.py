@@ -184,3 +184,20 @@ def test_the_published_answers_name_every_hyperparameter_and_state() -> None:
     assert set(best["objective"]["enum"]) == set(objective.MAXIMIZE)
     assert tuple(published("status")["properties"]["trials"]["properties"]) == TRIAL_STATES
     assert published("list")["properties"]["studies"]["items"]["properties"] == published("status")["properties"]
+
+
+def test_check_leaves_a_dataset_of_the_hub_to_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator import prepare, readers
+
+    def fetched(*_: object) -> None:
+        raise AssertionError("check has no network")
+
+    monkeypatch.setattr(readers, "read", fetched)
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "study: s\nmodel: org/model\ntask: classification\ndata: {path: org/rows}\n"
+        "search: {space: {batch_size: [4, 8]}}\n"
+    )
+    snapshot, cautions = prepare.check(study_file.load(path))
+    assert snapshot is None
+    assert "checked at launch" in cautions[0]

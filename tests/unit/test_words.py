@@ -77,11 +77,6 @@ def test_without_a_complete_trial_nothing_is_best() -> None:
     assert "Best" not in words.study_note(record(), [trial(0)])
 
 
-def test_better_follows_the_direction() -> None:
-    assert words.is_better(record(), 0.1, 0.2)
-    assert words.is_better(record(objective="accuracy"), 0.2, 0.1)
-
-
 def test_a_studys_note_has_question_way_state_and_finding() -> None:
     default = trial(9, 0.6, is_default=True, searched=False)
     note = words.study_note(record(), [trial(0, 0.5), trial(1), default])

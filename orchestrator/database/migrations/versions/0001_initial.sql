@@ -106,10 +106,11 @@ CREATE TABLE unit (
   state        unit_state NOT NULL DEFAULT 'waiting',
   attempts     integer NOT NULL DEFAULT 0,         -- times leased
   charges      integer NOT NULL DEFAULT 0,         -- failures that were its own
+  vanished     integer NOT NULL DEFAULT 0,         -- leases in a row that ran out without a reported epoch
   lease_epoch  bigint NOT NULL DEFAULT 0,          -- the fencing token: raised with every lease
   worker       bigint REFERENCES worker ON DELETE SET NULL,
   expires_at   timestamptz,
-  seconds      double precision NOT NULL DEFAULT 0, -- device seconds of accepted epochs
+  seconds      double precision NOT NULL DEFAULT 0, -- device seconds of reported epochs
   reason       text NOT NULL DEFAULT '',
   evidence     text NOT NULL DEFAULT '',
   started_at   timestamptz,
