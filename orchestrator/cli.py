@@ -109,9 +109,8 @@ def run(file: Path, storage: str | None, workers: int | None, device: str, smoke
     loaded = study_file.load(file)
     if smoke:
         loaded = study_file.smoke(loaded)
-    engine, name = launch_study(
-        loaded, storage, anew=smoke
-    )  # a smoke test that found its old result would prove nothing
+    # A smoke test that found its old result would prove nothing.
+    engine, name = launch_study(loaded, storage, anew=smoke)
     raise SystemExit(running.run(engine, name, workers=workers, device=device, as_json=as_json))
 
 
@@ -291,14 +290,13 @@ def launch_study(loaded: LoadedStudy, storage: str | None, *, anew: bool = False
     prepared, cautions = prepare(loaded)
     for caution in cautions:
         say(f"warning: {caution}")
-    from orchestrator.launch import launch as create
+    from orchestrator import control  # only now: a wrong file is answered without them
+    from orchestrator import launch as launching
 
     engine = open_engine(storage)
     if anew:
-        from orchestrator import control
-
         control.delete_if_there(engine, loaded.spec.study)
-    launched = create(engine, prepared)
+    launched = launching.launch(engine, prepared)
     for message in launched.messages:
         say(message)
     if launched.created:

@@ -19,13 +19,6 @@ from enum import StrEnum
 from typing import Any
 
 
-class Task(StrEnum):
-    """What is learnt. The task decides the model head, the loss and the metrics."""
-
-    CLASSIFICATION = "classification"
-    CAUSAL_LM = "causal_lm"
-
-
 class Outcome(StrEnum):
     """How the training of one unit ended."""
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 from orchestrator import budget, projection, queries, study
 from orchestrator.database.engine import transaction
 from orchestrator.errors import USAGE, FoldtuneError
-from orchestrator.reconcile import settle
+from orchestrator.reconcile import cancel, settle
 from orchestrator.spec import Budget
 
 
@@ -21,13 +21,7 @@ def stop(engine: Engine, name: str) -> str:
         if record.state != "open":
             return f"study {name!r} is {record.state}; nothing was changed"
         connection.execute(text("UPDATE study SET state = 'stopped' WHERE id = :id"), {"id": record.id})
-        for statement in (
-            "UPDATE unit SET state = 'cancelled', expires_at = NULL, ended_at = now(), "
-            "reason = 'the study was stopped' WHERE study = :id AND state IN ('waiting', 'leased')",
-            "UPDATE trial SET state = 'cancelled', closed_at = now(), reason = 'the study was stopped' "
-            "WHERE study = :id AND state IN ('waiting', 'running')",
-        ):
-            connection.execute(text(statement), {"id": record.id})
+        cancel(connection, record.id, "the study was stopped", running=True)
     projection.project(engine, name)
     return f"study {name!r} stopped; finished folds are kept, `foldtune resume {name}` goes on from them"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import random
 import unicodedata
 from collections import Counter
@@ -68,11 +67,6 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
     groups, cautions = _groups(rows, labels)
     content = "".join(canonical(row) + "\n" for row in rows).encode()
     return Snapshot(content, hashlib.sha256(content).hexdigest(), len(rows), labels, groups, cautions)
-
-
-def rows_of(content: bytes) -> list[dict[str, Any]]:
-    """The rows of a snapshot's content."""
-    return [json.loads(line) for line in content.split(b"\n") if line]  # str.splitlines also splits at U+2028
 
 
 def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:

@@ -29,7 +29,6 @@ class View:
     units: Mapping[int, Mapping[str, int]]  # trial id -> unit state -> count
     running: Sequence[Mapping[str, Any]]  # leased units with their last epoch
     elapsed: float  # seconds since the launch, on the database's clock
-    workers: int  # with a sign of life within the lease time
 
     def trial_results(self, trial: TrialRecord) -> list[FoldResult]:
         """The finished folds of a trial, or of the trial it repeats."""
@@ -62,12 +61,6 @@ def view(engine: Engine, name: str) -> View:
             elapsed=float(
                 queries.scalar(
                     connection, "SELECT extract(epoch FROM now() - created_at) FROM study WHERE id = :id", id=record.id
-                )
-            ),
-            workers=int(
-                queries.scalar(
-                    connection,
-                    "SELECT count(*) FROM worker WHERE left_at IS NULL AND seen_at > now() - interval '30 s'",
                 )
             ),
         )

@@ -34,8 +34,10 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
 
 def settle(connection: Connection, record: StudyRecord) -> None:
     """Close every trial whose units decide it, and the study when nothing is left to do."""
-    if record.state == "open" and budget.hours_spent(connection, record.id):
-        _cancel_unstarted(connection, record)
+    spent = budget.hours_spent(connection, record.id)
+    if record.state == "open" and spent:
+        # Trials that cannot get all their folds end here, planned ones too; what runs may end its epoch.
+        cancel(connection, record.id, "the budget of device hours is used up", running=False)
     rows = connection.execute(
         text(
             "SELECT t.id, array_agg(CAST(u.state AS text)) AS units FROM trial t JOIN unit u ON u.trial = t.id "
@@ -48,7 +50,7 @@ def settle(connection: Connection, record: StudyRecord) -> None:
         if state is not None:
             _close(connection, record, trial_id, state)
     _close_duplicates(connection, record)
-    _close_study(connection, record)
+    _close_study(connection, record, hours_spent=spent)
 
 
 def _close(connection: Connection, record: StudyRecord, trial_id: int, state: str) -> None:
@@ -102,13 +104,13 @@ def _close_duplicates(connection: Connection, record: StudyRecord) -> None:
     )
 
 
-def _close_study(connection: Connection, record: StudyRecord) -> None:
+def _close_study(connection: Connection, record: StudyRecord, *, hours_spent: bool) -> None:
     trials = queries.trials(connection, record.id)
     state = lifecycle.study_end(
         trials=[trial.state for trial in trials],
         trials_used=sum(trial.searched for trial in trials),
         trials_total=record.trials_total,
-        hours_spent=budget.hours_spent(connection, record.id),
+        hours_spent=hours_spent,
     )
     if state is not None:
         connection.execute(
@@ -117,19 +119,12 @@ def _close_study(connection: Connection, record: StudyRecord) -> None:
         )
 
 
-def _cancel_unstarted(connection: Connection, record: StudyRecord) -> None:
-    """The hours are used up: trials that cannot get all their folds end here, planned ones too."""
-    connection.execute(
-        text(
-            "UPDATE unit SET state = 'cancelled', ended_at = now(), reason = 'the budget of device hours is used up' "
-            "WHERE study = :study AND state = 'waiting'"
-        ),
-        {"study": record.id},
-    )
-    connection.execute(
-        text(
-            "UPDATE trial SET state = 'cancelled', closed_at = now(), "
-            "reason = 'the budget of device hours is used up' WHERE study = :study AND state = 'waiting'"
-        ),
-        {"study": record.id},
-    )
+def cancel(connection: Connection, study_id: int, reason: str, *, running: bool) -> None:
+    """Cancel every waiting unit and every planned trial; with `running` also what is leased and open."""
+    for statement in (
+        "UPDATE unit SET state = 'cancelled', expires_at = NULL, ended_at = now(), reason = :reason "
+        "WHERE study = :study AND (state = 'waiting' OR :running AND state = 'leased')",
+        "UPDATE trial SET state = 'cancelled', closed_at = now(), reason = :reason "
+        "WHERE study = :study AND (state = 'waiting' OR :running AND state = 'running')",
+    ):
+        connection.execute(text(statement), {"study": study_id, "reason": reason, "running": running})

@@ -26,7 +26,6 @@ class StudyRecord:
     plan: FoldPlan
     floor: Mapping[str, float] | None
     state: str
-    suggestions: int
     noted: str | None
     source: str
 
@@ -46,7 +45,6 @@ class StudyRecord:
             plan=plan,
             floor=row["floor"],
             state=row["state"],
-            suggestions=row["suggestions"],
             noted=row["noted"],
             source=row["source"],
         )

@@ -30,7 +30,7 @@ def frozen(
 
 
 def rows_of(found: Snapshot) -> list[dict[str, Any]]:
-    return dataset.rows_of(found.content)
+    return [json.loads(line) for line in found.content.split(b"\n") if line]  # str.splitlines also splits at U+2028
 
 
 @given(texts=st.lists(WORDS, min_size=2, max_size=8))

@@ -26,7 +26,6 @@ def record(**sections: str) -> StudyRecord:
         plan=FoldPlan(2, ((0, 1, 0, 1),)),
         floor={"validation_loss": 0.69, "accuracy": 0.5},
         state="open",
-        suggestions=0,
         noted=None,
         source="",
     )
