@@ -25,7 +25,7 @@ class Outcome(StrEnum):
     DONE = "done"
     DIVERGED = "diverged"  # a loss or gradient was not finite; nothing of that step was kept
     INFEASIBLE = "infeasible"  # does not fit into the device's memory even alone, at one row a time
-    FAILED = "failed"  # raised an exception; the evidence says which
+    FAILED = "failed"  # raised an exception, hung or crashed; the evidence says which
     DROPPED = "dropped"  # the supervisor asked to stop: lease lost, study stopped, worker leaving
     OVER_BUDGET = "over_budget"  # the next epoch would not have ended within the study's hours
 
@@ -127,6 +127,23 @@ class ModelPin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A file from which a unit goes on: safetensors, written whole, with what it is in its header.
+
+    With kind "resume" it holds the trainable weights and AdamW's state at a step boundary, with kind "adapter" the
+    weights alone, after the last epoch. Everything else of a unit's course (data order, dropout, schedule) is a
+    function of its seed and step.
+    """
+
+    path: str  # on this machine
+    sha256: str  # over the whole file
+    bytes: int
+    kind: str  # "resume" or "adapter"
+    epoch: int  # epochs finished
+    step: int  # optimizer steps done, those of an unfinished epoch included
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenStudy:
     """To the trainer: load this study's model, tokenizer and data, and keep them."""
 
@@ -153,6 +170,9 @@ class TrainUnit:
     train: tuple[int, ...]  # row numbers of the snapshot
     validation: tuple[int, ...]
     seconds_left: float | None = None  # device seconds this unit may still take; None: no limit
+    scratch: str | None = None  # folder for checkpoints; None: write none
+    resume: Checkpoint | None = None  # go on from here; None: begin
+    most_rows: int | None = None  # rows in one micro-step at most: more made the kernel kill a trainer; None: no limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +181,7 @@ class DropUnit:
 
     unit: int
     reason: str
+    keep: bool = False  # write a checkpoint of that boundary first; `UnitEnded` brings it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +213,7 @@ class StudyOpened:
 
     study: int
     seconds: float
+    slots: int = 1  # units that can train at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +234,11 @@ class Progress:
     step: int
     steps: int  # of the whole unit
     loss: float  # training loss of the last step, nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """From the trainer, at most once a second: a step or an evaluation batch has just ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +270,7 @@ class EpochDone:
     seconds: float  # device seconds of this epoch, training and evaluation
     tallies: Mapping[str, Any]
     predictions: Predictions
+    checkpoint: Checkpoint | None = None  # None: the unit has no scratch folder, or it could not be written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +282,7 @@ class UnitEnded:
     outcome: Outcome
     reason: str = ""
     evidence: str = ""  # traceback, for an exception
+    checkpoint: Checkpoint | None = None  # of a unit that was dropped with `keep`
 
 
 MESSAGES: Mapping[str, type[Any]] = {
@@ -268,12 +297,19 @@ MESSAGES: Mapping[str, type[Any]] = {
         StudyOpened,
         StudyRefused,
         Progress,
+        Beat,
         EpochDone,
         UnitEnded,
     )
 }
 
-_NESTED: Mapping[str, type[Any]] = {"model": ModelPin, "settings": Settings, "predictions": Predictions}
+_NESTED: Mapping[str, type[Any]] = {
+    "model": ModelPin,
+    "settings": Settings,
+    "predictions": Predictions,
+    "resume": Checkpoint,
+    "checkpoint": Checkpoint,
+}
 
 
 def encode(message: Any) -> str:

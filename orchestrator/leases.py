@@ -29,9 +29,10 @@ def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -
         connection.execute(
             text(
                 "UPDATE unit SET state = 'leased', worker = :worker, lease_epoch = lease_epoch + 1, "
+                "token = gen_random_uuid(), "
                 "attempts = attempts + 1, started_at = coalesce(started_at, now()), "
                 "expires_at = now() + make_interval(secs => :ttl) WHERE id = :unit "
-                "RETURNING id, trial, repeat, fold, attempts, lease_epoch"
+                "RETURNING id, trial, repeat, fold, attempts, lease_epoch, CAST(token AS text) AS token, charges"
             ),
             {"unit": unit, "worker": worker, "ttl": lifecycle.LEASE_SECONDS},
         )
@@ -54,12 +55,14 @@ def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -
         trial=row["trial"],
         unit=row["id"],
         epoch=row["lease_epoch"],
+        token=row["token"],
         repeat=row["repeat"],
         fold=row["fold"],
         attempt=row["attempts"],
         settings=build(Settings, trial["settings"]),
         configuration=trial["configuration"],
         seconds_left=budget.seconds_left(connection, record.id),
+        charges=row["charges"],
     )
 
 
@@ -80,9 +83,9 @@ def release(engine: Engine, lease: Lease) -> None:
         connection.execute(
             text(
                 "UPDATE unit SET state = 'waiting', worker = NULL, expires_at = NULL "
-                "WHERE id = :unit AND lease_epoch = :epoch AND state = 'leased'"
+                "WHERE id = :unit AND lease_epoch = :epoch AND token = CAST(:token AS uuid) AND state = 'leased'"
             ),
-            {"unit": lease.unit, "epoch": lease.epoch},
+            {"unit": lease.unit, "epoch": lease.epoch, "token": lease.token},
         )
 
 
@@ -91,9 +94,9 @@ def hold(connection: Connection, lease: Lease) -> None:
     held = connection.execute(
         text(
             "UPDATE unit SET expires_at = now() + make_interval(secs => :ttl) "
-            "WHERE id = :unit AND lease_epoch = :epoch AND state = 'leased'"
+            "WHERE id = :unit AND lease_epoch = :epoch AND token = CAST(:token AS uuid) AND state = 'leased'"
         ),
-        {"unit": lease.unit, "epoch": lease.epoch, "ttl": lifecycle.LEASE_SECONDS},
+        {"unit": lease.unit, "epoch": lease.epoch, "token": lease.token, "ttl": lifecycle.LEASE_SECONDS},
     ).rowcount
     if held != 1:
         found = queries.scalar(connection, "SELECT lease_epoch FROM unit WHERE id = :id", id=lease.unit)

@@ -28,6 +28,7 @@ class StudyRecord:
     state: str
     noted: str | None
     source: str
+    artifacts: Mapping[str, Any]  # {"store": "database" | folder | URL, "keep": n}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> StudyRecord:
@@ -47,6 +48,7 @@ class StudyRecord:
             state=row["state"],
             noted=row["noted"],
             source=row["source"],
+            artifacts=row["artifacts"],
         )
 
     @property
@@ -107,15 +109,17 @@ class FoldResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """A worker's right to one unit. Every write carries `epoch`, the fencing token."""
+    """A worker's right to one unit. Every write carries `epoch` and `token`: together they are the fence."""
 
     study: int
     trial: int
     unit: int
     epoch: int
+    token: str
     repeat: int
     fold: int
     attempt: int
     settings: Settings
     configuration: str
     seconds_left: float | None
+    charges: int = 0  # failures that were the unit's own; with any, it trains alone

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, text
 
 from orchestrator.errors import UNAVAILABLE, FoldtuneError
 
-HEAD = "0001"
+HEAD = "0002"
 _LOCK = 0x666F6C64  # "fold": one migration at a time
 
 

@@ -27,6 +27,7 @@ LEASE = Lease(
     trial=1,
     unit=7,
     epoch=1,
+    token="",
     repeat=0,
     fold=0,
     attempt=1,

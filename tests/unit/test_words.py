@@ -28,6 +28,7 @@ def record(**sections: str) -> StudyRecord:
         state="open",
         noted=None,
         source="",
+        artifacts={"store": "database", "keep": 3},
     )
 
 

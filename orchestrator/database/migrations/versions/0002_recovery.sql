@@ -1,0 +1,42 @@
+-- The fence is (lease_epoch, token): after a failover that lost the last commits the same epoch may be granted again,
+-- a token never.
+ALTER TABLE unit ADD COLUMN token uuid;
+
+-- One row for each time a unit was leased, and how that ended.
+CREATE TABLE attempt (
+  unit         bigint NOT NULL REFERENCES unit ON DELETE CASCADE,
+  lease_epoch  bigint NOT NULL,
+  number       integer NOT NULL,                   -- 1, 2, ...: the n-th lease of the unit
+  worker       bigint REFERENCES worker ON DELETE SET NULL,
+  granted_at   timestamptz NOT NULL DEFAULT now(),
+  ended_at     timestamptz,
+  cause        text,                               -- orchestrator.lifecycle.Cause; NULL while the lease lives
+  charged      boolean NOT NULL DEFAULT false,     -- counted against the unit
+  reason       text NOT NULL DEFAULT '',
+  evidence     text NOT NULL DEFAULT '',           -- traceback and the trainer's last words
+  PRIMARY KEY (unit, lease_epoch)
+);
+
+-- Trained weights and states to go on from. `place` is where the bytes are when they are not in `content`: relative to
+-- the study's store, or an absolute path on `host` alone where the study has no shared one.
+CREATE TABLE artifact (
+  id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  unit         bigint NOT NULL REFERENCES unit ON DELETE CASCADE,
+  kind         text NOT NULL CHECK (kind IN ('resume', 'adapter')),
+  epoch        integer NOT NULL CHECK (epoch >= 0),  -- epochs finished
+  step         integer NOT NULL CHECK (step >= 0),
+  lease_epoch  bigint NOT NULL,
+  sha256       text NOT NULL,
+  bytes        bigint NOT NULL,
+  content      bytea,
+  place        text,
+  host         text,
+  created_at   timestamptz NOT NULL DEFAULT now(),
+  UNIQUE (unit, kind, epoch, step),
+  CHECK ((content IS NULL) <> (place IS NULL))
+);
+
+ALTER TABLE artifact ALTER COLUMN content SET STORAGE EXTERNAL;  -- weights do not compress, trying costs CPU time
+
+-- Where trained weights go, and how many trials keep theirs: {"store": "database" | folder | URL, "keep": n}
+ALTER TABLE study ADD COLUMN artifacts json NOT NULL DEFAULT '{"store": "database", "keep": 3}';
