@@ -224,6 +224,31 @@ def delete(study: str, storage: str | None, yes: bool) -> None:
 
 
 @cli.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@storage_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean(studies: tuple[str, ...], storage: str | None, yes: bool) -> None:
+    """Remove trained weights and leftover files of these studies; without names, of every one that is not open."""
+    from orchestrator import cleaning
+
+    engine = open_engine(storage)
+    found = cleaning.cleanable(engine, studies)
+    adapters = sum(found.values())
+    if adapters and not yes:
+        if not sys.stdin.isatty():
+            raise FoldtuneError(f"refusing to remove {adapters} adapters without --yes", code=USAGE)
+        click.confirm(f"Remove {adapters} adapters of {', '.join(found)}?", abort=True, err=True)
+    for name in found:
+        freed = cleaning.clean(engine, name)
+        say(f"study {name!r}: {freed.pieces} pieces removed, {freed.bytes / 2**20:.1f} MiB")
+        for host in cleaning.elsewhere(engine, name):
+            say(f"study {name!r}: more are on {host}; they go when a worker or `foldtune clean` runs there")
+    freed = cleaning.leftovers(engine)
+    if freed.pieces or not found:
+        say(f"of deleted studies: {freed.pieces} pieces removed, {freed.bytes / 2**20:.1f} MiB")
+
+
+@cli.command()
 @storage_option
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on. The dashboard has no login."

@@ -283,6 +283,7 @@ class UnitEnded:
     reason: str = ""
     evidence: str = ""  # traceback, for an exception
     checkpoint: Checkpoint | None = None  # of a unit that was dropped with `keep`
+    cause: str = ""  # what kind of failure the supervisor found, see `lifecycle.Cause`
 
 
 MESSAGES: Mapping[str, type[Any]] = {

@@ -7,7 +7,7 @@ import contextlib
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import budget, projection, queries, study
+from orchestrator import budget, cleaning, projection, queries, study
 from orchestrator.database.engine import transaction
 from orchestrator.errors import USAGE, FoldtuneError
 from orchestrator.reconcile import cancel, settle
@@ -21,7 +21,7 @@ def stop(engine: Engine, name: str) -> str:
         if record.state != "open":
             return f"study {name!r} is {record.state}; nothing was changed"
         connection.execute(text("UPDATE study SET state = 'stopped' WHERE id = :id"), {"id": record.id})
-        cancel(connection, record.id, "the study was stopped", running=True)
+        cancel(connection, record, "the study was stopped", running=True)
     projection.project(engine, name)
     return f"study {name!r} stopped; finished folds are kept, `foldtune resume {name}` goes on from them"
 
@@ -88,12 +88,17 @@ def delete_if_there(engine: Engine, name: str) -> None:
 
 
 def delete(engine: Engine, name: str) -> None:
-    """Remove a study, its results and its Optuna study for good."""
+    """Remove a study, its results, its artifacts and its Optuna study for good.
+
+    Files that cannot be deleted now, of other machines or a store that is away, go when a worker or `clean` sweeps.
+    """
     with transaction(engine) as connection:
         record = queries.lock_study(connection, queries.study(connection, name).id)
         study.delete(engine.url, name)
+        cleaning.forget(connection, record)
         connection.execute(text("DELETE FROM study WHERE id = :id"), {"id": record.id})
         connection.execute(
             text("DELETE FROM snapshot WHERE sha256 = :sha256 AND sha256 NOT IN (SELECT snapshot FROM study)"),
             {"sha256": record.snapshot},
         )
+    cleaning.leftovers(engine)

@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 import foldtune
-from orchestrator import dataset, objective, projection, queries, space, spec, study
+from orchestrator import dataset, objective, places, projection, queries, space, spec, stores, study
 from orchestrator.database.engine import transaction
-from orchestrator.errors import USAGE, BadInput, FoldtuneError, Problem
+from orchestrator.errors import CANNOT_WRITE, USAGE, BadInput, FoldtuneError, Problem, printable
 from orchestrator.prepare import Prepared
 from orchestrator.records import StudyRecord
 
@@ -32,7 +32,8 @@ def launch(engine: Engine, prepared: Prepared) -> Launched:
     """Create the study, or find it and change nothing.
 
     Raises:
-        FoldtuneError: the name belongs to a different study; says which keys differ.
+        FoldtuneError: the name belongs to a different study; says which keys differ. Or the study has no folder in
+            its store, and none can be made; to launch it again makes one.
     """
     name = prepared.loaded.spec.study
     # Asked before the row is looked for: another launch commits its row first and makes its Optuna study after.
@@ -49,8 +50,21 @@ def launch(engine: Engine, prepared: Prepared) -> Launched:
             found = _insert(connection, prepared)
         created = found is True
         messages = () if created else _same_or_refuse(found, prepared)
+    _make_folder(engine, name)
     projection.project(engine, name)
     return Launched(name=name, created=created, messages=messages)
+
+
+def _make_folder(engine: Engine, name: str) -> None:
+    """Give the study its folder in a shared store. Workers make none, see `stores.Folder`."""
+    with transaction(engine) as connection:
+        files = places.store(queries.study(connection, name)).shared
+    if isinstance(files, stores.Folder):
+        try:
+            files.make()
+        except OSError as error:
+            message = f"the study's artifacts have no folder: {files.root}: {error.strerror}"
+            raise FoldtuneError(message, help="make it writable and launch again", code=CANNOT_WRITE) from None
 
 
 def _find(connection: Connection, name: str) -> Any:
@@ -78,8 +92,9 @@ def _insert(connection: Connection, prepared: Prepared) -> Any:
     study_id = connection.execute(
         text(
             "INSERT INTO study (name, digest, spec, source, model, snapshot, labels, folder, plan, plan_digest, "
-            "floor, trials_total, hours_total, version) VALUES (:name, :digest, :spec, :source, :model, :snapshot, "
-            ":labels, :folder, :plan, :plan_digest, :floor, :trials_total, :hours_total, :version) "
+            "floor, trials_total, hours_total, version, artifacts) "
+            "VALUES (:name, :digest, :spec, :source, :model, :snapshot, :labels, :folder, :plan, "
+            ":plan_digest, :floor, :trials_total, :hours_total, :version, :artifacts) "
             "ON CONFLICT (name) DO NOTHING RETURNING id"
         ),
         {
@@ -97,12 +112,18 @@ def _insert(connection: Connection, prepared: Prepared) -> Any:
             "trials_total": wanted.budget.trials,
             "hours_total": wanted.budget.hours,
             "version": foldtune.__version__,
+            "artifacts": json.dumps({**_artifacts(prepared), "folder": places.new_folder(wanted.study)}),
         },
     ).scalar_one_or_none()
     if study_id is None:
         return _find(connection, wanted.study)
     _plan_trials(connection, queries.lock_study(connection, study_id))
     return True
+
+
+def _artifacts(prepared: Prepared) -> dict[str, Any]:
+    wanted = prepared.loaded.spec.artifacts
+    return {"store": stores.resolved(wanted.store, prepared.loaded.folder), "keep": wanted.keep}
 
 
 def _floor(prepared: Prepared) -> Mapping[str, float] | None:
@@ -195,4 +216,8 @@ def _same_or_refuse(row: Mapping[str, Any], prepared: Prepared) -> tuple[str, ..
             + (f", {row['hours_total']:g} hours" if row["hours_total"] else "")
             + f"; `foldtune resume {wanted.study} --trials {wanted.budget.trials}{hours}` changes it"
         )
+    kept, asked = row["artifacts"], _artifacts(prepared)
+    if any(kept[key] != value for key, value in asked.items()):
+        place = printable(stores.shown(kept["store"]))
+        messages.append(f"its artifacts stay as they were: store {place}, keep {kept['keep']}")
     return tuple(messages)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator import budget, lifecycle, queries
@@ -21,6 +24,7 @@ class Fenced(FoldtuneError):
         super().__init__(
             f"lease of unit {lease.unit} was lost ({owner}); stopping it, nothing was written", code=TRY_AGAIN
         )
+        self.lease = lease
 
 
 def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -> Lease:
@@ -50,6 +54,12 @@ def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -
         .mappings()
         .one()
     )
+    connection.execute(
+        text(
+            "INSERT INTO attempt (unit, lease_epoch, number, worker) VALUES (:unit, :lease_epoch, :attempts, :worker)"
+        ),
+        {"unit": unit, "lease_epoch": row["lease_epoch"], "attempts": row["attempts"], "worker": worker},
+    )
     return Lease(
         study=record.id,
         trial=row["trial"],
@@ -66,31 +76,69 @@ def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -
     )
 
 
-def renew(engine: Engine, lease: Lease) -> float | None:
-    """Extend the lease; device seconds that the unit may still take, None without a limit.
+@dataclass(frozen=True)
+class Renewal:
+    """What came of renewing several leases."""
 
-    Raises:
-        Fenced: the lease was lost.
-    """
+    lost: Sequence[Fenced]
+    seconds_left: Mapping[int, float]  # unit -> device seconds it may still take, where hours are limited
+
+
+def renew(engine: Engine, leases: Sequence[Lease]) -> Renewal:
+    """Extend leases; a lost one is part of the answer and does not keep the others from being extended."""
+    lost: list[Fenced] = []
+    seconds: dict[int, float] = {}
     with transaction(engine) as connection:
-        hold(connection, lease)
-        return budget.seconds_left(connection, lease.study)
+        for lease in leases:
+            try:
+                hold(connection, lease)
+            except Fenced as fenced:
+                lost.append(fenced)
+                continue
+            left = budget.seconds_left(connection, lease.study)
+            if left is not None:
+                seconds[lease.unit] = left
+    return Renewal(lost, seconds)
 
 
-def release(engine: Engine, lease: Lease) -> None:
+def release(connection: Connection, lease: Lease, cause: str, reason: str) -> None:
     """Give a unit back, uncharged; somebody else may take it at once. Nothing happens if the lease was lost."""
-    with transaction(engine) as connection:
-        connection.execute(
-            text(
-                "UPDATE unit SET state = 'waiting', worker = NULL, expires_at = NULL "
-                "WHERE id = :unit AND lease_epoch = :epoch AND token = CAST(:token AS uuid) AND state = 'leased'"
-            ),
-            {"unit": lease.unit, "epoch": lease.epoch, "token": lease.token},
-        )
+    given = connection.execute(
+        text(
+            "UPDATE unit SET state = 'waiting', worker = NULL, expires_at = NULL "
+            "WHERE id = :unit AND lease_epoch = :epoch AND token = CAST(:token AS uuid) AND state = 'leased'"
+        ),
+        {"unit": lease.unit, "epoch": lease.epoch, "token": lease.token},
+    ).rowcount
+    if given:
+        end_attempt(connection, lease, cause, reason)
+
+
+def end_attempt(
+    connection: Connection, lease: Lease, cause: str, reason: str = "", evidence: str = "", *, charged: bool = False
+) -> None:
+    """Write down how an attempt ended."""
+    connection.execute(
+        text(
+            "UPDATE attempt SET ended_at = now(), cause = :cause, reason = :reason, evidence = :evidence, "
+            "charged = :charged WHERE unit = :unit AND lease_epoch = :epoch AND ended_at IS NULL"
+        ),
+        {
+            "unit": lease.unit,
+            "epoch": lease.epoch,
+            "cause": cause,
+            "reason": reason,
+            "evidence": evidence,
+            "charged": charged,
+        },
+    )
 
 
 def hold(connection: Connection, lease: Lease) -> None:
-    """Extend the lease inside this transaction, or refuse everything in it: raises Fenced."""
+    """Extend the lease inside this transaction, or refuse everything in it: raises Fenced.
+
+    A lease that ran out counts as long as nobody else was given the unit: then nobody else can have begun.
+    """
     held = connection.execute(
         text(
             "UPDATE unit SET expires_at = now() + make_interval(secs => :ttl) "

@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
+
+from orchestrator.contract import Outcome
 
 LEASE_SECONDS = 30.0  # a lease lives this long on the database's clock
 RENEW_SECONDS = 5.0
+LOOK_SECONDS = 1.0  # how often a worker without work looks for some
+DEADLINE_SECONDS = 10.0  # `database.deadline`: the longest a look may take
+RETURN_SECONDS = 10.0  # after the server's start its leases are left alone so long, for their owners to come back
 MAX_CHARGES = 3  # a unit that fails this often by itself has failed for good
-PATIENCE = 3  # leases in a row that may run out without progress before the unit is charged for it
+PATIENCE = 3  # kills in a row without a reported epoch before the unit is charged for it
+
+
+class Cause(StrEnum):
+    """How an attempt ended, beside the outcomes of training."""
+
+    RELEASED = "released"  # given back: the worker left or could not load the study
+    CANCELLED = "cancelled"  # the study was stopped, or its trial was closed by another fold
+    VANISHED = "vanished"  # the lease ran out: worker or machine died, or lost its network
+    KILLED = "killed"  # the trainer was killed from outside, again and again
+    MEMORY = "memory"  # the kernel killed the trainer for its memory
+    EXCEPTION = "exception"  # raised in the unit's own code
+    CRASH = "crash"  # the trainer ended by a signal or exit code of its own while it trained this unit alone
+    HANG = "hang"  # no step ended for too long
+
+
+def recovery_bound() -> float:
+    """Seconds after which a killed worker's units are claimable at most: its lease runs out, then somebody looks."""
+    return LEASE_SECONDS + LOOK_SECONDS + DEADLINE_SECONDS * 0.9
+
+
+def cause_of(outcome: Outcome, said: str) -> str:
+    """What an attempt's row says: the kind of failure where the supervisor named one, else the outcome."""
+    if outcome == Outcome.DROPPED:
+        return said or Cause.RELEASED
+    return said or (Cause.EXCEPTION if outcome == Outcome.FAILED else outcome.value)
 
 # State of a trial -> what Optuna is told. A NaN told as FAIL would teach the sampler nothing, and a partial mean
 # told as COMPLETE would let easy folds win.

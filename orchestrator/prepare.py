@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import dataset, folds, models, readers
+from orchestrator import dataset, folds, models, readers, sizes, stores
 from orchestrator.contract import ModelPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
@@ -32,7 +32,7 @@ def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
     """
     source = loaded.spec.data
     if readers.is_hub(source.path, source.format, loaded.folder):
-        problems = _model_problems(loaded)
+        problems = [*_model_problems(loaded), *_store_problems(loaded)]
         if problems:
             raise BadInput(problems)
         return None, [f"{source.path!r} is a dataset of the hub: its rows are checked at launch"]
@@ -42,7 +42,7 @@ def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
 def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
     """The rows, frozen, and cautions about them; fetches a dataset of the hub. Raises BadInput like `check`."""
     wanted = loaded.spec
-    problems = _model_problems(loaded)
+    problems = [*_model_problems(loaded), *_store_problems(loaded)]
     try:
         snapshot = dataset.snapshot(wanted.data, wanted.task, loaded.folder, wanted.seed)
     except BadInput as error:
@@ -57,8 +57,14 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
 
 
 def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
-    """Every check, then the fold plan and the model's commit or content hash: (prepared, cautions)."""
+    """Every check, then the fold plan and the model's commit or content hash: (prepared, cautions).
+
+    The artifacts' store is used once, so that a study does not begin that could keep nothing.
+    """
     snapshot, cautions = read(loaded)
+    wrong = stores.probe(stores.resolved(loaded.spec.artifacts.store, loaded.folder))
+    if wrong:
+        raise BadInput([_store_problem(loaded, wrong)])
     wanted = loaded.spec.cross_validation
     stratified = snapshot.labels if wanted.stratify else None
     plan = folds.plan(
@@ -70,9 +76,33 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         groups=snapshot.groups,
     )
     model = models.pin(loaded.spec.model, loaded.folder)
-    return Prepared(loaded=loaded, snapshot=snapshot, plan=plan, model=model), cautions
+    return Prepared(loaded=loaded, snapshot=snapshot, plan=plan, model=model), [*cautions, *_size_cautions(loaded)]
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:
     found = models.check(loaded.spec.model, loaded.folder, loaded.document.file)
     return [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+
+
+def _store_problems(loaded: LoadedStudy) -> list[Problem]:
+    wrong = stores.problem(stores.resolved(loaded.spec.artifacts.store, loaded.folder))
+    return [_store_problem(loaded, wrong)] if wrong else []
+
+
+def _store_problem(loaded: LoadedStudy, wrong: str) -> Problem:
+    message = f"'artifacts.store' must be `database`, a folder that is there, or a URL that can be used — {wrong}"
+    return loaded.problem(("artifacts", "store"), "store", message)
+
+
+def _size_cautions(loaded: LoadedStudy) -> list[str]:
+    """What it costs that states to go on from are too large for the database; nothing where they are not."""
+    if loaded.spec.artifacts.store != stores.DATABASE:
+        return []
+    size = sizes.resume_state(loaded.spec, loaded.folder)
+    if size is None or size <= stores.SMALL:
+        return []
+    return [
+        f"a checkpoint takes about {size / 2**20:.0f} MiB, and the database takes pieces up to "
+        f"{stores.SMALL // 2**20}: a unit whose worker dies starts its fold anew on another machine, "
+        "unless `artifacts: {store: /shared/folder}` or a URL names a place that all of them see"
+    ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from orchestrator import budget, lifecycle, objective, queries
+from orchestrator import budget, cleaning, lifecycle, objective, queries
 from orchestrator.records import StudyRecord
 
 
@@ -18,17 +18,38 @@ def reconcile(connection: Connection, record: StudyRecord) -> None:
 
 
 def _release_expired(connection: Connection, record: StudyRecord) -> None:
-    """Units of vanished workers wait again. One that makes every worker vanish is charged, or it would never end."""
+    """Units of vanished workers wait again. One that makes every worker vanish is charged, or it would never end.
+
+    One whose last epoch was accepted is done: its worker only did not come to say so. Where the server itself was
+    down, nobody could renew: the owners have a few seconds to come back first.
+    """
     connection.execute(
         text(
-            "UPDATE unit SET state = CASE WHEN charges + charged >= :most THEN CAST('failed' AS unit_state) "
-            "ELSE 'waiting' END, charges = charges + charged, vanished = vanished + 1, worker = NULL, "
-            "expires_at = NULL, reason = 'its worker vanished', "
-            "ended_at = CASE WHEN charges + charged >= :most THEN now() END "
-            "FROM (SELECT id AS expired, CAST(vanished + 1 >= :patience AS integer) AS charged FROM unit "
-            "WHERE study = :study AND state = 'leased' AND expires_at < now()) e WHERE id = expired"
+            "WITH late AS (SELECT u.id, u.lease_epoch, "
+            "CAST(u.vanished + 1 >= :patience AS integer) AS charged, "
+            "EXISTS (SELECT 1 FROM result r WHERE r.unit = u.id "
+            "AND r.epoch = CAST(t.settings->>'epochs' AS integer)) AS done "
+            "FROM unit u JOIN trial t ON t.id = u.trial "
+            "WHERE u.study = :study AND u.state = 'leased' AND u.expires_at < now() "
+            "AND now() > pg_postmaster_start_time() + make_interval(secs => :return)), "
+            "ended AS (UPDATE attempt a SET ended_at = now(), charged = l.charged = 1 AND NOT l.done, "
+            "cause = CASE WHEN l.done THEN 'done' ELSE 'vanished' END, "
+            "reason = CASE WHEN l.done THEN '' ELSE 'its worker vanished' END "
+            "FROM late l WHERE a.unit = l.id AND a.lease_epoch = l.lease_epoch AND a.ended_at IS NULL) "
+            "UPDATE unit SET state = CASE WHEN l.done THEN CAST('done' AS unit_state) "
+            "WHEN charges + l.charged >= :most THEN 'failed' ELSE 'waiting' END, "
+            "charges = charges + CASE WHEN l.done THEN 0 ELSE l.charged END, "
+            "vanished = vanished + 1, worker = NULL, expires_at = NULL, "
+            "reason = CASE WHEN l.done THEN '' ELSE 'its worker vanished' END, "
+            "ended_at = CASE WHEN l.done OR charges + l.charged >= :most THEN now() END "
+            "FROM late l WHERE unit.id = l.id"
         ),
-        {"study": record.id, "patience": lifecycle.PATIENCE, "most": lifecycle.MAX_CHARGES},
+        {
+            "study": record.id,
+            "patience": lifecycle.PATIENCE,
+            "most": lifecycle.MAX_CHARGES,
+            "return": lifecycle.RETURN_SECONDS,
+        },
     )
 
 
@@ -37,7 +58,7 @@ def settle(connection: Connection, record: StudyRecord) -> None:
     spent = budget.hours_spent(connection, record.id)
     if record.state == "open" and spent:
         # Trials that cannot get all their folds end here, planned ones too; what runs may end its epoch.
-        cancel(connection, record.id, "the budget of device hours is used up", running=False)
+        cancel(connection, record, "the budget of device hours is used up", running=False)
     rows = connection.execute(
         text(
             "SELECT t.id, array_agg(CAST(u.state AS text)) AS units FROM trial t JOIN unit u ON u.trial = t.id "
@@ -45,11 +66,13 @@ def settle(connection: Connection, record: StudyRecord) -> None:
         ),
         {"study": record.id},
     ).all()
-    for trial_id, units in rows:
-        state = lifecycle.trial_end(units)
-        if state is not None:
-            _close(connection, record, trial_id, state)
+    ends = [(trial_id, state) for trial_id, units in rows if (state := lifecycle.trial_end(units)) is not None]
+    for trial_id, state in ends:
+        _close(connection, record, trial_id, state)
     _close_duplicates(connection, record)
+    _end_attempts(connection, record)
+    if ends:
+        cleaning.prune(connection, record)
     _close_study(connection, record, hours_spent=spent)
 
 
@@ -80,6 +103,18 @@ def _close(connection: Connection, record: StudyRecord, trial_id: int, state: st
             "WHERE trial = :id AND state IN ('waiting', 'leased')"
         ),
         {"id": trial_id},
+    )
+
+
+def _end_attempts(connection: Connection, record: StudyRecord) -> None:
+    """Attempts whose lease somebody took away are over."""
+    connection.execute(
+        text(
+            "UPDATE attempt a SET ended_at = now(), cause = 'cancelled', reason = u.reason FROM unit u "
+            "WHERE u.id = a.unit AND u.study = :study AND a.ended_at IS NULL "
+            "AND (u.state <> 'leased' OR u.lease_epoch <> a.lease_epoch)"
+        ),
+        {"study": record.id},
     )
 
 
@@ -119,7 +154,7 @@ def _close_study(connection: Connection, record: StudyRecord, *, hours_spent: bo
         )
 
 
-def cancel(connection: Connection, study_id: int, reason: str, *, running: bool) -> None:
+def cancel(connection: Connection, record: StudyRecord, reason: str, *, running: bool) -> None:
     """Cancel every waiting unit and every planned trial; with `running` also what is leased and open."""
     for statement in (
         "UPDATE unit SET state = 'cancelled', expires_at = NULL, ended_at = now(), reason = :reason "
@@ -127,4 +162,5 @@ def cancel(connection: Connection, study_id: int, reason: str, *, running: bool)
         "UPDATE trial SET state = 'cancelled', closed_at = now(), reason = :reason "
         "WHERE study = :study AND (state = 'waiting' OR :running AND state = 'running')",
     ):
-        connection.execute(text(statement), {"study": study_id, "reason": reason, "running": running})
+        connection.execute(text(statement), {"study": record.id, "reason": reason, "running": running})
+    cleaning.prune(connection, record)

@@ -74,6 +74,18 @@ class Budget(_Section):
     hours: float | None = Field(None, gt=0, le=1e6, description="device hours; default no limit")
 
 
+class Artifacts(_Section):
+    """Where trained weights go, and which stay. Not part of the digest: no result depends on it."""
+
+    store: str = Field(
+        "database",
+        min_length=1,
+        description="database (pieces up to 16 MiB; larger ones stay on the machine that made them), a folder that "
+        "every worker sees, or an fsspec URL",
+    )
+    keep: int = Field(3, ge=0, description="trials, the best ones, whose adapters stay; the default's always do")
+
+
 class StudySpec(_Section):
     """One search, complete: everything not searched has its value here."""
 
@@ -90,6 +102,7 @@ class StudySpec(_Section):
     search: Search
     racing: Racing = Racing()
     budget: Budget = Budget()
+    artifacts: Artifacts = Artifacts()
 
     @field_validator("study")
     @classmethod
@@ -116,8 +129,8 @@ class StudySpec(_Section):
         return objective.MAXIMIZE[self.objective]
 
     def identity(self) -> dict[str, Any]:
-        """What makes this study this study: all but the budget, which may be raised later."""
-        return self.model_dump(mode="json", exclude={"budget"})
+        """What makes this study this study: all but the budget, which may be raised later, and the artifacts."""
+        return self.model_dump(mode="json", exclude={"budget", "artifacts"})
 
     def digest(self) -> str:
         """sha256 over `identity`."""

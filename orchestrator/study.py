@@ -25,7 +25,7 @@ from sqlalchemy.engine import URL
 
 from orchestrator import lifecycle, space
 from orchestrator.contract import derive_seed
-from orchestrator.database.engine import CONNECT_ARGS, connect
+from orchestrator.database.engine import CONNECT_ARGS, connect, name_crash_points
 from orchestrator.errors import USAGE, FoldtuneError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -129,10 +129,12 @@ def _storage(url: URL) -> RDBStorage:
     engine = connect(url)
     with engine.begin() as connection:  # two processes that create Optuna's tables at once: one would fail
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        return RDBStorage(
+        storage = RDBStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs={"pool_pre_ping": True, "pool_size": 1, "max_overflow": 1, "connect_args": arguments},
         )
+    name_crash_points(storage.engine)
+    return storage
 
 
 def storage(url: URL) -> RDBStorage:

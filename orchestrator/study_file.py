@@ -20,7 +20,6 @@ from orchestrator.spec import Budget, StudySpec
 
 LATER = {
     "share_epochs": "training",
-    "keep": "artifacts",
     "nested": "statistics",
     "augmentation": "augmentation",
 }

@@ -7,12 +7,16 @@ refused when the lease was lost.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import budget, leases, lifecycle, projection, queries, space, study
+from orchestrator import artifacts, budget, leases, lifecycle, projection, queries, space, study
+from orchestrator.artifacts import Stored
 from orchestrator.contract import EpochDone, Outcome, UnitEnded
 from orchestrator.database.engine import transaction
 from orchestrator.errors import UNAVAILABLE, FoldtuneError
@@ -23,89 +27,135 @@ from orchestrator.records import Lease, StudyRecord
 REDRAWS = 10
 
 
-def take(engine: Engine, worker: int, names: Sequence[str]) -> tuple[StudyRecord, Lease] | None:
+def take(
+    engine: Engine, worker: int, names: Sequence[str], *, company: bool = False
+) -> tuple[StudyRecord, Lease] | None:
     """A unit to train, from the first of these studies that has one; None while there is none.
 
-    Further folds of open trials first, then planned trials, then a new suggestion.
+    Further folds of open trials first, then planned trials, then a new suggestion; units of trials that had a failure
+    last, and never for a worker that trains others (`company`): only what fails alone is charged.
     """
     for name in names:
         try:
-            with transaction(engine) as connection:
-                record = queries.lock_study(connection, queries.study(connection, name).id)
-                reconcile(connection, record)
-                lease = _lease_next(connection, record, worker) if _is_open(connection, record) else None
+            taken = _take_from(engine, worker, name, company=company)
         except queries.NoStudy:  # deleted since the caller read its name
             continue
         try:
             projection.project(engine, name)
         except FoldtuneError as error:
-            if lease is None or error.code != UNAVAILABLE:
+            if taken is None or error.code != UNAVAILABLE:
                 raise
             # A lease that is not returned is lost until it runs out. Whoever comes next brings Optuna up to date.
-        if lease is not None:
-            return record, lease
+        if taken is not None:
+            return taken
     return None
+
+
+def _take_from(engine: Engine, worker: int, name: str, *, company: bool) -> tuple[StudyRecord, Lease] | None:
+    """Lease what waits; else ask the sampler, outside the lock, and look again.
+
+    A Gaussian process thinks for seconds: under the lock nobody else could report an epoch meanwhile.
+    """
+    suggested: Suggested | None = None
+    while True:
+        with transaction(engine) as connection:
+            record = queries.lock_study(connection, queries.study(connection, name).id)
+            reconcile(connection, record)
+            if suggested is not None:
+                _insert(connection, record, suggested)
+            if not _is_open(connection, record) or not budget.has_room(connection, record.id):
+                return None
+            unit = _waiting_unit(connection, record)
+            asked = _ask(connection, record) if unit is None else None
+            if unit is None and asked is None and not company:
+                unit = _waiting_unit(connection, record, blameless=False)
+            if unit is not None:
+                return record, leases.grant(connection, record, unit, worker)
+        if asked is None:
+            return None
+        suggested = _draw(record, asked)
 
 
 def _is_open(connection: Connection, record: StudyRecord) -> bool:
     return bool(queries.scalar(connection, "SELECT state = 'open' FROM study WHERE id = :id", id=record.id))
 
 
-def _lease_next(connection: Connection, record: StudyRecord, worker: int) -> Lease | None:
-    if not budget.has_room(connection, record.id):
-        return None
-    unit = _waiting_unit(connection, record, "running")
-    if unit is None:
-        unit = _waiting_unit(connection, record, "waiting")
-    while unit is None and _suggest(connection, record):  # one that repeats a configuration brings no unit
-        unit = _waiting_unit(connection, record, "waiting")
-    return None if unit is None else leases.grant(connection, record, unit, worker)
-
-
-def _waiting_unit(connection: Connection, record: StudyRecord, trial_state: str) -> int | None:
+def _waiting_unit(connection: Connection, record: StudyRecord, *, blameless: bool = True) -> int | None:
     found = queries.scalar(
         connection,
         "SELECT u.id FROM unit u JOIN trial t ON t.id = u.trial "
-        "WHERE u.study = :study AND u.state = 'waiting' AND t.state = CAST(:state AS trial_state) "
-        "ORDER BY t.id, u.repeat, u.fold LIMIT 1",
+        "WHERE u.study = :study AND u.state = 'waiting' AND t.state IN ('running', 'waiting') "
+        "AND NOT (:blameless AND EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0)) "
+        "ORDER BY t.state <> 'running', u.charges, t.id, u.repeat, u.fold LIMIT 1",
         study=record.id,
-        state=trial_state,
+        blameless=blameless,
     )
     return None if found is None else int(found)
 
 
-def _suggest(connection: Connection, record: StudyRecord) -> bool:
-    """Insert the next suggestion as a waiting trial; False if the budget or the cap on open trials forbids it."""
+@dataclass(frozen=True)
+class Asked:
+    """What the sampler is asked, and when: the answer counts only if nobody else's came first."""
+
+    number: int  # of the suggestion
+    question: study.Question  # with the seed of the first draw
+    known: Mapping[str, int]  # digest of a configuration -> the trial that has it
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """The sampler's answer to `Asked` number."""
+
+    number: int
+    params: Mapping[str, Any]
+    origin: str
+    duplicate: int | None
+
+
+def _ask(connection: Connection, record: StudyRecord) -> Asked | None:
+    """The next question to the sampler; None if the budget or the cap on open trials forbids a suggestion."""
     if record.spec.search.sampler == "grid":
-        return False
+        return None
     trials = queries.trials(connection, record.id)
     if sum(trial.searched for trial in trials) >= record.trials_total:
-        return False
+        return None
     cap = lifecycle.open_cap(record.spec.search.sampler, record.trials_total, _capable_workers(connection))
     open_now = sum(trial.searched and trial.state == "running" for trial in trials)
     if cap is not None and open_now >= cap:
-        return False
+        return None
+    number = int(queries.scalar(connection, "SELECT suggestions FROM study WHERE id = :id", id=record.id))
+    question = study.Question(
+        sampler=record.spec.search.sampler,
+        space=record.spec.search.space,
+        maximize=record.spec.maximize,
+        trials=record.trials_total,
+        seed=study.suggestion_seed(record.spec.seed, number, 0),
+        past=projection.past_of(connection, record, trials),
+    )
     known = {space.configuration_digest(trial.settings): trial.id for trial in trials if trial.duplicate_of is None}
-    past = projection.past_of(connection, record, trials)
-    suggestion = int(queries.scalar(connection, "SELECT suggestions FROM study WHERE id = :id", id=record.id))
+    return Asked(number, question, known)
+
+
+def _draw(record: StudyRecord, asked: Asked) -> Suggested:
+    """Ask the sampler, and again while it proposes what is known."""
     for redraw in range(REDRAWS + 1):
-        question = study.Question(
-            sampler=record.spec.search.sampler,
-            space=record.spec.search.space,
-            maximize=record.spec.maximize,
-            trials=record.trials_total,
-            seed=study.suggestion_seed(record.spec.seed, suggestion, redraw),
-            past=past,
-        )
-        params, origin = study.suggest(question)
-        duplicate = known.get(space.configuration_digest(record.settings(params)))
+        seed = study.suggestion_seed(record.spec.seed, asked.number, redraw)
+        params, origin = study.suggest(replace(asked.question, seed=seed))
+        duplicate = asked.known.get(space.configuration_digest(record.settings(params)))
         if duplicate is None:
             break
-    insert_trial(connection, record, params, origin=origin, duplicate_of=duplicate)
+    return Suggested(asked.number, params, origin, duplicate)
+
+
+def _insert(connection: Connection, record: StudyRecord, suggested: Suggested) -> None:
+    """Make a suggestion a waiting trial, unless another worker's was first or the study needs none any more."""
+    asked = _ask(connection, record) if _is_open(connection, record) else None
+    if asked is None or asked.number != suggested.number:
+        return
+    insert_trial(connection, record, suggested.params, origin=suggested.origin, duplicate_of=suggested.duplicate)
     connection.execute(text("UPDATE study SET suggestions = suggestions + 1 WHERE id = :id"), {"id": record.id})
-    if duplicate is not None:
+    if suggested.duplicate is not None:  # it brings no unit
         settle(connection, record)
-    return True
 
 
 def _capable_workers(connection: Connection) -> int:
@@ -118,63 +168,105 @@ def _capable_workers(connection: Connection) -> int:
     return int(capacity)
 
 
-def report(engine: Engine, lease: Lease, done: EpochDone) -> bool:
-    """Accept one epoch's result. False: that epoch had been accepted before, and stays as it was.
+def report(engine: Engine, lease: Lease, epochs: Sequence[EpochDone], stored: Stored | None = None) -> int:
+    """Accept results of one unit, one for each epoch; how many of them had not been accepted before.
+
+    An epoch that was accepted stays as it was. stored: where the last one's checkpoint is, if that could be stored.
 
     Raises:
         Fenced: the lease was lost; nothing was written.
+        FoldtuneError: the database has no room for the checkpoint (exit code 73); nothing was written.
     """
-    predictions = done.predictions
     with transaction(engine) as connection:
         leases.hold(connection, lease)
-        accepted = connection.execute(
-            text(
-                "INSERT INTO result (unit, epoch, lease_epoch, train_loss, seconds, tallies, nats, counts, logits) "
-                "VALUES (:unit, :epoch, :lease_epoch, :train_loss, :seconds, :tallies, :nats, :counts, :logits) "
-                "ON CONFLICT (unit, epoch) DO NOTHING"
-            ),
-            {
-                "unit": lease.unit,
-                "epoch": done.epoch,
-                "lease_epoch": lease.epoch,
-                "train_loss": done.train_loss,
-                "seconds": done.seconds,
-                "tallies": json.dumps(dict(done.tallies), allow_nan=False),
-                "nats": base64.b64decode(predictions.nats),
-                "counts": base64.b64decode(predictions.counts),
-                "logits": base64.b64decode(predictions.logits) if predictions.logits else None,
-            },
-        ).rowcount
-        # An epoch trained anew by a later lease costs its device time again; a report sent twice does not.
-        connection.execute(
-            text(
-                "UPDATE unit SET vanished = 0, seconds = seconds + :seconds "
-                "WHERE id = :unit AND (:accepted OR NOT EXISTS "
-                "(SELECT 1 FROM result WHERE unit = :unit AND epoch = :epoch AND lease_epoch = :lease_epoch))"
-            ),
-            {
-                "seconds": done.seconds,
-                "unit": lease.unit,
-                "accepted": bool(accepted),
-                "epoch": done.epoch,
-                "lease_epoch": lease.epoch,
-            },
-        )
+        accepted = sum(_accept(connection, lease, done) for done in epochs)
+        checkpoint = epochs[-1].checkpoint
+        if checkpoint is not None and stored is not None:
+            artifacts.record(connection, lease, checkpoint, stored)
+    return accepted
+
+
+def _accept(connection: Connection, lease: Lease, done: EpochDone) -> bool:
+    predictions = done.predictions
+    accepted = connection.execute(
+        text(
+            "INSERT INTO result (unit, epoch, lease_epoch, train_loss, seconds, tallies, nats, counts, logits) "
+            "VALUES (:unit, :epoch, :lease_epoch, :train_loss, :seconds, :tallies, :nats, :counts, :logits) "
+            "ON CONFLICT (unit, epoch) DO NOTHING"
+        ),
+        {
+            "unit": lease.unit,
+            "epoch": done.epoch,
+            "lease_epoch": lease.epoch,
+            "train_loss": done.train_loss,
+            "seconds": done.seconds,
+            "tallies": json.dumps(dict(done.tallies), allow_nan=False),
+            "nats": base64.b64decode(predictions.nats),
+            "counts": base64.b64decode(predictions.counts),
+            "logits": base64.b64decode(predictions.logits) if predictions.logits else None,
+        },
+    ).rowcount
+    # An epoch trained anew by a later lease costs its device time again; a report sent twice does not.
+    connection.execute(
+        text(
+            "UPDATE unit SET vanished = 0, seconds = seconds + :seconds "
+            "WHERE id = :unit AND (:accepted OR NOT EXISTS "
+            "(SELECT 1 FROM result WHERE unit = :unit AND epoch = :epoch AND lease_epoch = :lease_epoch))"
+        ),
+        {
+            "seconds": done.seconds,
+            "unit": lease.unit,
+            "accepted": bool(accepted),
+            "epoch": done.epoch,
+            "lease_epoch": lease.epoch,
+        },
+    )
     return bool(accepted)
 
 
-def finish(engine: Engine, name: str, lease: Lease, ended: UnitEnded) -> None:
-    """Close a unit, and its trial if that decides it; then show Optuna.
+def finish(engine: Engine, name: str, lease: Lease, ended: UnitEnded, stored: Stored | None = None) -> None:
+    """Close a unit, and its trial if that decides it; then show Optuna. A dropped unit is given back instead.
+
+    stored: where the checkpoint of a dropped unit is, if it has one that could be stored.
 
     Raises:
-        Fenced: the lease was lost; nothing was written.
+        Fenced: the lease was lost; nothing was written. Giving back a lost lease is not an error.
     """
+    if ended.outcome == Outcome.DROPPED:
+        _give_back(engine, lease, ended, stored)
+        return
     with transaction(engine) as connection:
         record = queries.lock_study(connection, lease.study)
         if not _recorded(connection, lease, ended):
             _end_unit(connection, lease, ended)
             settle(connection, record)
     projection.project(engine, name)
+
+
+def _give_back(engine: Engine, lease: Lease, ended: UnitEnded, stored: Stored | None) -> None:
+    with contextlib.suppress(leases.Fenced), transaction(engine) as connection:
+        if ended.checkpoint is not None and stored is not None:
+            leases.hold(connection, lease)
+            artifacts.record(connection, lease, ended.checkpoint, stored)
+        leases.release(connection, lease, lifecycle.cause_of(ended.outcome, ended.cause), storable(ended.reason))
+
+
+def forgive(engine: Engine, worker: int, charged: Sequence[Lease]) -> None:
+    """Take back what these attempts were charged: the machine was at fault. Units that failed for good stay so."""
+    with transaction(engine) as connection:
+        for lease in charged:
+            taken_back = connection.execute(
+                text(
+                    "UPDATE attempt SET charged = false WHERE unit = :unit AND lease_epoch = :epoch "
+                    "AND worker = :worker AND charged"
+                ),
+                {"unit": lease.unit, "epoch": lease.epoch, "worker": worker},
+            ).rowcount
+            if taken_back:
+                connection.execute(
+                    text("UPDATE unit SET charges = charges - 1 WHERE id = :unit AND state IN ('waiting', 'leased')"),
+                    {"unit": lease.unit},
+                )
 
 
 def _recorded(connection: Connection, lease: Lease, ended: UnitEnded) -> bool:
@@ -192,6 +284,9 @@ def _end_unit(connection: Connection, lease: Lease, ended: UnitEnded) -> None:
     charge = ended.outcome == Outcome.FAILED
     charges = queries.scalar(connection, "SELECT charges FROM unit WHERE id = :id", id=lease.unit) + charge
     state = _unit_state(ended.outcome, charges)
+    reason, evidence = storable(ended.reason), storable(ended.evidence[-20_000:])
+    cause = lifecycle.cause_of(ended.outcome, ended.cause)
+    leases.end_attempt(connection, lease, cause, reason, evidence, charged=charge)
     connection.execute(
         text(
             "UPDATE unit SET state = CAST(:state AS unit_state), charges = :charges, reason = :reason, "
@@ -202,8 +297,8 @@ def _end_unit(connection: Connection, lease: Lease, ended: UnitEnded) -> None:
             "unit": lease.unit,
             "state": state,
             "charges": charges,
-            "reason": storable(ended.reason),
-            "evidence": storable(ended.evidence[-20_000:]),
+            "reason": reason,
+            "evidence": evidence,
         },
     )
 
@@ -216,4 +311,4 @@ def storable(text: str) -> str:
 def _unit_state(outcome: Outcome, charges: int) -> str:
     if outcome == Outcome.FAILED:
         return "failed" if charges >= lifecycle.MAX_CHARGES else "waiting"
-    return {Outcome.DROPPED: "waiting", Outcome.OVER_BUDGET: "cancelled"}.get(outcome, outcome.value)
+    return "cancelled" if outcome == Outcome.OVER_BUDGET else outcome.value

@@ -105,14 +105,43 @@ def _claim(connection: Connection, device: Device, worker: int, host: str) -> bo
     return claimed.scalar() is not None
 
 
-def beat(engine: Engine, worker: int) -> None:
+@dataclass(frozen=True)
+class Pulse:
+    """What a worker learns by a sign of life.
+
+    claimed: it still has its device; false for a process that was stopped for longer than a claim lives.
+    others: other workers that gave a sign of life within the last lease.
+    """
+
+    claimed: bool
+    others: int
+
+
+def beat(engine: Engine, worker: int, device: Device) -> Pulse:
     """Sign of life: keeps the worker counted and its device claimed."""
     with transaction(engine) as connection:
         connection.execute(text("UPDATE worker SET seen_at = now() WHERE id = :id"), {"id": worker})
-        connection.execute(
-            text("UPDATE device SET expires_at = now() + make_interval(secs => :ttl) WHERE worker = :id"),
+        kept = connection.execute(
+            text(
+                "UPDATE device SET expires_at = now() + make_interval(secs => :ttl) "
+                "WHERE worker = :worker AND id = :device"
+            ),
+            {"worker": worker, "device": device.id, "ttl": lifecycle.LEASE_SECONDS},
+        ).rowcount
+        others = connection.execute(
+            text(
+                "SELECT count(*) FROM worker WHERE id <> :id AND left_at IS NULL "
+                "AND seen_at > now() - make_interval(secs => :ttl)"
+            ),
             {"id": worker, "ttl": lifecycle.LEASE_SECONDS},
-        )
+        ).scalar_one()
+        return Pulse(claimed=device.id is None or kept == 1, others=int(others))
+
+
+def offer(engine: Engine, worker: int, slots: int) -> None:
+    """Say how many units this worker can train at once."""
+    with transaction(engine) as connection:
+        connection.execute(text("UPDATE worker SET capacity = :slots WHERE id = :id"), {"slots": slots, "id": worker})
 
 
 def leave(engine: Engine, worker: int, farewell: str) -> None:

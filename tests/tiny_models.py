@@ -164,6 +164,13 @@ def classification_rows(count: int = 24) -> list[dict[str, str]]:
     ]
 
 
+def causal_rows(count: int = 24) -> list[dict[str, str]]:
+    """Prompts and completions of mixed lengths."""
+    return [
+        {"prompt": CORPUS[i % 6][: 4 + i % 11], "completion": CORPUS[(i + 1) % 6][: 9 + i % 17]} for i in range(count)
+    ]
+
+
 LABELS = ("feeling", "food", "tool")
 
 

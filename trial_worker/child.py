@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any
 
 from orchestrator import contract
@@ -32,23 +34,52 @@ ALLOWED = frozenset(
     }
     | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "KMP_AFFINITY"}
 )
-ALLOWED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "PYTHON", "OMP_", "MKL_")
-LOG_LINES = 50
-DYING_SECONDS = 5.0  # between a trainer's last word and its end
+ALLOWED_PREFIXES: tuple[str, ...] = (
+    "LC_",
+    "CUDA_",
+    "NVIDIA_",
+    "HF_",
+    "TRANSFORMERS_",
+    "TORCH",
+    "PYTORCH_",
+    "PYTHON",
+    "OMP_",
+    "MKL_",
+)
+ALLOWED_PREFIXES += ("FOLDTUNE_LIGHT_", "FOLDTUNE_CRASH_")  # of the fault harness; no secret has such a name
+LOG_LINES = 200
+DYING_SECONDS = 2.0  # between a trainer's last word and its end
+DUMP_SECONDS = 1.0  # for the stacks of a process that hangs
+ENGINE = "trial_worker.engine"
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a trainer ended, and the last lines it printed."""
+
+    how: str
+    signal: int | None
+    log: str
 
 
 class Trainer:
-    """One child process on one device. Messages come out of `receive`; None means that it has ended."""
+    """One child process on one device. What it says goes to `hear`; None means that it has ended.
 
-    def __init__(self, device: str) -> None:
+    hear: called with (this trainer, message) from a thread.
+    """
+
+    def __init__(self, device: str, hear: Callable[[Trainer, Any], None]) -> None:
         commands_in, commands_out = os.pipe()
         events_in, events_out = os.pipe()
         self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self._hear = hear
         self._process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
                 "trial_worker.trainer",
+                "--engine",
+                os.environ.get("FOLDTUNE_ENGINE", ENGINE),
                 "--read-fd",
                 str(commands_in),
                 "--write-fd",
@@ -66,21 +97,28 @@ class Trainer:
         )
         os.close(commands_in)
         os.close(events_out)
-        self._commands = os.fdopen(commands_out, "w", buffering=1)
-        self._events: queue.Queue[Any] = queue.Queue()
+        self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._write, args=(os.fdopen(commands_out, "w", buffering=1),), daemon=True).start()
         threading.Thread(target=self._read, args=(os.fdopen(events_in),), daemon=True).start()
         assert self._process.stdout is not None
-        threading.Thread(target=self._keep_log, args=(self._process.stdout,), daemon=True).start()
+        self._logger = threading.Thread(target=self._keep_log, args=(self._process.stdout,), daemon=True)
+        self._logger.start()
+
+    def _write(self, commands: IO[str]) -> None:
+        # in a thread: a trainer that hangs reads nothing, and a full pipe would stop the supervisor too
+        with contextlib.suppress(BrokenPipeError), commands:
+            while (message := self._commands.get()) is not None:
+                commands.write(contract.encode(message) + "\n")
 
     def _read(self, events: IO[str]) -> None:
         try:
             with events:
                 for line in events:
-                    self._events.put(contract.decode(line))
+                    self._hear(self, contract.decode(line))
         except ValueError as error:  # a trainer that is killed while it writes leaves half a line
             self.log.append(str(error))
         finally:
-            self._events.put(None)  # without it the supervisor would wait, and renew its lease, for ever
+            self._hear(self, None)  # without it the supervisor would wait, and renew its lease, for ever
 
     def _keep_log(self, output: IO[str]) -> None:
         with output:
@@ -88,25 +126,24 @@ class Trainer:
                 self.log.append(line.rstrip())
 
     def send(self, message: Any) -> None:
-        """Hand over a message; a trainer that has just died is noticed by `receive`."""
-        with contextlib.suppress(BrokenPipeError):
-            self._commands.write(contract.encode(message) + "\n")
-
-    def receive(self, timeout: float) -> Any:
-        """The next message; None when the trainer has ended.
-
-        Raises:
-            queue.Empty: nothing came in time.
-        """
-        return self._events.get(timeout=max(0.0, timeout))
+        """Hand over a message; that a trainer has just died is heard."""
+        self._commands.put(message)
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._commands.put(None)
+
+    def dump_and_kill(self) -> None:
+        """Have it print the stacks of all its threads, then end it."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self._commands.close()
+            os.kill(self._process.pid, signal.SIGUSR1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(DUMP_SECONDS)
+        self.kill()
 
     def stop(self, timeout: float = 2.0) -> None:
         """Ask it to exit, and make it."""
@@ -115,15 +152,16 @@ class Trainer:
             self._process.wait(timeout)
         self.kill()
 
-    def obituary(self) -> tuple[str, str]:
-        """(how it ended, the last lines it printed). Makes it end if it still runs."""
+    def death(self) -> Death:
+        """How it ended. Makes it end if it still runs."""
         try:
             code = self._process.wait(DYING_SECONDS)
         except subprocess.TimeoutExpired:  # nobody reads what it says any more
             self.kill()
             code = self._process.wait()
+        self._logger.join(DYING_SECONDS)
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the trainer process ended: {how}", "\n".join(self.log)
+        return Death(f"the trainer process ended: {how}", -code if code < 0 else None, "\n".join(self.log))
 
 
 def environment(device: str) -> dict[str, str]:

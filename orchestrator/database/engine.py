@@ -8,24 +8,26 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
+from orchestrator import crash_points
+from orchestrator.contract import digest
+from orchestrator.database import deadline
 from orchestrator.database.migrate import migrate
 from orchestrator.errors import NO_PERMISSION, UNAVAILABLE, USAGE, FoldtuneError
 
-DEADLINE_SECONDS = 10
+deadline.install()
 
 # The kernel retries a dead peer for many minutes by default; with these a lost link is an error after about 5 s.
 CONNECT_ARGS = {
-    "connect_timeout": DEADLINE_SECONDS,
     "keepalives_idle": 2,
     "keepalives_interval": 1,
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
     "application_name": "foldtune",
-    "options": "-c search_path=foldtune,public -c timezone=UTC -c lock_timeout=9s",
+    "options": "-c search_path=foldtune,public -c timezone=UTC -c lock_timeout=9s -c statement_timeout=10s",
 }
 
 
@@ -88,9 +90,32 @@ def connect(url: URL) -> Engine:
         FoldtuneError: the database does not answer or refuses; says which of the two and what to do.
     """
     engine = create_engine(url, pool_pre_ping=True, pool_size=2, max_overflow=2, connect_args=dict(CONNECT_ARGS))
+    name_crash_points(engine)
     with readable_errors(url):
         migrate(engine)
     return engine
+
+
+def name_crash_points(engine: Engine) -> None:
+    """Make every statement and commit of this engine a crash point, if any are asked for."""
+    if not crash_points.armed():
+        return
+
+    def before(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        crash_points.reach(f"before {_label(statement)}")
+
+    def after(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        crash_points.reach(f"after {_label(statement)}")
+
+    event.listen(engine, "before_cursor_execute", before)
+    event.listen(engine, "after_cursor_execute", after)
+    event.listen(engine, "commit", lambda _c: crash_points.reach("before commit"))
+
+
+def _label(statement: str) -> str:
+    """A statement's name: its first words, and a digest that tells it from others that begin alike."""
+    words = " ".join(statement.split())
+    return f"{words[:40]} #{digest(words)[:6]}"
 
 
 @contextmanager
@@ -116,7 +141,10 @@ def _database_failure(error: BaseException | None) -> DBAPIError | None:
     while error is not None:
         if isinstance(error, OperationalError) or (
             isinstance(error, DBAPIError)
-            and (error.connection_invalidated or "permission denied" in str(error.orig) or "dsn" in str(error.orig))
+            and (
+                error.connection_invalidated
+                or any(words in str(error.orig) for words in ("permission denied", "dsn", "read-only transaction"))
+            )
         ):
             return error
         error = error.__cause__ or error.__context__
@@ -134,7 +162,15 @@ def _explain(error: DBAPIError, url: URL | None) -> FoldtuneError:
         ("could not translate host name", "has a host name that cannot be found", UNAVAILABLE),
         ("invalid dsn", "is named by a URL with an unknown option", USAGE),
         ("Connection refused", "refuses connections: no server there", UNAVAILABLE),
-        ("timeout expired", f"did not answer within {DEADLINE_SECONDS} s", UNAVAILABLE),
+        ("timeout expired", "did not answer in time", UNAVAILABLE),
+        ("did not answer for", f"did not answer for {deadline.SECONDS:.0f} s", UNAVAILABLE),
+        ("No space left on device", "has no disk space left", UNAVAILABLE),
+        ("is starting up", "is starting up", UNAVAILABLE),
+        ("is shutting down", "is shutting down", UNAVAILABLE),
+        ("terminating connection", "closed the connection", UNAVAILABLE),
+        ("server closed the connection", "closed the connection", UNAVAILABLE),
+        ("read-only transaction", "is a standby that takes no writes", UNAVAILABLE),
+        ("statement timeout", "worked on one statement for 10 s", UNAVAILABLE),
         (
             "too many clients",
             "has no free connection left; raise max_connections or lower the workers",
@@ -152,3 +188,4 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction; committed at the end, rolled back on any exception."""
     with readable_errors(engine.url), engine.begin() as connection:
         yield connection
+    crash_points.reach("after commit")

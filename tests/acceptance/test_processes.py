@@ -69,7 +69,7 @@ def test_ctrl_c_stops_a_run_and_the_same_command_goes_on_to_the_same_numbers(
     assert run.returncode == 130, talk
     assert "goes on from them" in talk
     assert "Traceback" not in talk
-    assert rows(engine, LEASED) == [(0,)]
+    assert rows(engine, LEASED) == [(0,)], talk
     finished = rows(engine, "SELECT count(*) FROM unit WHERE state = 'done'")
     assert [(0,)] < finished < [(10,)]
     done = foldtune("run", str(study), "--workers", "1", OPTUNA_STORAGE=storage)
@@ -135,7 +135,7 @@ def test_sigterm_gives_the_unit_back_uncharged_within_five_seconds(
     _, talk = worker.communicate(timeout=30)
     assert time.monotonic() - asked < 5
     assert "asked to leave" in talk
-    assert rows(engine, LEASED) == [(0,)]
+    assert rows(engine, LEASED) == [(0,)], talk
     assert rows(engine, "SELECT sum(charges) FROM unit") == [(0,)]
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from orchestrator import contract
 from orchestrator.contract import (
+    Beat,
+    Checkpoint,
     DropUnit,
     EpochDone,
     Limit,
@@ -28,14 +30,18 @@ from orchestrator.contract import (
     Shutdown,
     StudyOpened,
     StudyRefused,
+    TrainUnit,
     UnitEnded,
 )
 from tests import tiny_models
 
+ROOT = Path(__file__).parents[2]
+LIGHT = "tests.light_engine"
 PARENT = """
 import os, subprocess, sys
 read, write = int(sys.argv[1]), int(sys.argv[2])
 trainer = [sys.executable, "-m", "trial_worker.trainer", "--read-fd", str(read), "--write-fd", str(write)]
+trainer += ["--engine", "tests.light_engine"]
 child = subprocess.Popen(trainer, pass_fds=[read, write])
 print(child.pid, flush=True)
 child.wait()
@@ -45,16 +51,19 @@ child.wait()
 class Supervisor:
     """The other end of a trainer's pipes."""
 
-    def __init__(self, *, through: str | None = None) -> None:
-        """through: a program that starts the trainer instead, see PARENT."""
+    def __init__(self, *, through: str | None = None, engine: str | None = None) -> None:
+        """through: a program that starts the trainer instead, see PARENT. engine: another than the trainer's own."""
         read, self._write_end = os.pipe()
         self._read_end, write = os.pipe()
         start = ["-m", "trial_worker.trainer", "--read-fd", str(read), "--write-fd", str(write)]
+        if engine:
+            start += ["--engine", engine]
         if through:
             start = ["-c", through, str(read), str(write)]
         self.process = subprocess.Popen(
             [sys.executable, *start],
             pass_fds=[read, write],
+            cwd=ROOT,  # where a test's engine is found
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -73,6 +82,10 @@ class Supervisor:
         line = self._lines.readline()
         assert line, f"the trainer ended: {self.process.communicate(timeout=10)}"
         return contract.decode(line)
+
+    def ends(self, *, count: int) -> list[UnitEnded]:
+        """So many units' ends, in their order."""
+        return [self.until(UnitEnded)[-1] for _ in range(count)]
 
     def until(self, kind: type[Any], *, unit: int | None = None) -> list[Any]:
         """All messages up to the first of this kind (of this unit)."""
@@ -138,7 +151,7 @@ def test_a_whole_life_in_one_process(study: OpenStudy, tmp_path: Path) -> None:
         trainer.send(study)
         opened = trainer.hear()
         assert isinstance(opened, StudyOpened)
-        assert opened.seconds > 0
+        assert (opened.seconds > 0, opened.slots) == (True, 1)
 
         # a unit, and the same again with another between: the same bits
         unit = tiny_models.unit(lora_dropout=0.1)
@@ -159,11 +172,22 @@ def test_a_whole_life_in_one_process(study: OpenStudy, tmp_path: Path) -> None:
         trainer.send(long, dataclasses.replace(unit, unit=7))
         trainer.until(EpochDone)
         trainer.send(DropUnit(unit=7, reason="not yet begun"), DropUnit(unit=6, reason="lease lost"))
-        ends = [trainer.until(UnitEnded)[-1], trainer.until(UnitEnded)[-1]]
-        assert [(e.unit, e.outcome, e.reason) for e in ends] == [
+        assert [(e.unit, e.outcome, e.reason) for e in trainer.ends(count=2)] == [
             (7, Outcome.DROPPED, "not yet begun"),
             (6, Outcome.DROPPED, "lease lost"),
         ]
+
+        # broken off in its second epoch; the rest is for another process
+        kept = dataclasses.replace(tiny_models.unit(number=11, lora_dropout=0.1, epochs=20), scratch=str(tmp_path))
+        trainer.send(kept, dataclasses.replace(kept, unit=12))
+        begun = trainer.until(EpochDone)
+        trainer.send(DropUnit(unit=11, reason="leaving", keep=True))
+        begun += trainer.until(UnitEnded)
+        dropped = begun[-1]
+        assert dropped.checkpoint.kind == "resume"
+        assert dropped.checkpoint.epoch >= 1
+        whole = trainer.until(UnitEnded, unit=12)
+        assert whole[-1].outcome == Outcome.DONE
 
         # hours: no epoch begins that would not end in time
         trainer.send(dataclasses.replace(long, unit=8))
@@ -185,9 +209,121 @@ def test_a_whole_life_in_one_process(study: OpenStudy, tmp_path: Path) -> None:
         assert '"UnitEnded"' not in trainer.rest()
         assert trainer.process.communicate()[0] == ""
 
+    with supervising() as other:
+        other.send(study, dataclasses.replace(kept, lease_epoch=2, resume=dropped.checkpoint))
+        rest = other.until(UnitEnded)
+        assert rest[-1].outcome == Outcome.DONE
+    assert numbers(begun + rest) == numbers(whole)
+    assert adapter(rest) == adapter(whole)
+
+
+def adapter(heard: list[Any]) -> bytes:
+    """The last file of a unit that is done."""
+    found = [message for message in heard if isinstance(message, EpochDone)][-1].checkpoint
+    assert found is not None
+    assert found.kind == "adapter"
+    return Path(found.path).read_bytes()
+
+
+# --- what needs no torch -----------------------------------------------------------------------------------
+
+
+def light(number: int, *, steps: int = 2, epochs: int = 1, **chosen: Any) -> TrainUnit:
+    """A unit of so many steps and evaluation batches in each epoch, see `light_engine`."""
+    return dataclasses.replace(tiny_models.unit(number=number, batch_size=steps, epochs=epochs), **chosen)
+
+
+def opened(study: int = 1, name: str = "light") -> OpenStudy:
+    return OpenStudy(study=study, name=name, task="", model=tiny_models.pin(Path("none")), data="", labels=())
+
+
+@pytest.fixture
+def trainer() -> Iterator[Supervisor]:
+    """One with the light engine, a study open."""
+    with supervising(engine=LIGHT) as supervisor:
+        supervisor.send(opened())
+        assert supervisor.hear() == Ready(device="light", torch="none", transformers="none", peft="none")
+        assert supervisor.hear().slots == 3
+        yield supervisor
+
+
+LONG = 4000  # epochs
+
+
+def test_units_fill_the_slots_and_those_that_come_free(trainer: Supervisor) -> None:
+    trainer.send(light(1, epochs=LONG), light(2, epochs=9), light(3, epochs=LONG), *(light(n) for n in (4, 5, 6)))
+    heard = trainer.until(UnitEnded, unit=6)
+    ends = [message.unit for message in heard if isinstance(message, UnitEnded)]
+    assert ends == [2, 4, 5, 6]  # one slot after another, in the order in which they came
+    assert [e.epoch for e in heard if isinstance(e, EpochDone) and e.unit == 2] == list(range(1, 10))
+    told = [message.unit for message in heard if isinstance(message, Progress)]
+    assert {1, 2, 3} <= set(told)  # no unit is silent because another one has just spoken
+
+
+def test_a_unit_is_dropped_or_limited_wherever_it_is(trainer: Supervisor) -> None:
+    given = Checkpoint(path="/given", sha256="1" * 64, bytes=1, kind="resume", epoch=1, step=2)
+    trainer.send(*(light(n, epochs=LONG) for n in (1, 2, 3)), *(light(n, resume=given) for n in (4, 5)))
+    trainer.send(light(6, epochs=LONG), light(7, epochs=LONG))
+    trainer.until(EpochDone, unit=3)
+    trainer.send(DropUnit(unit=2, reason="r", keep=True), *(DropUnit(unit=n, reason="r") for n in (4, 99)))
+    trainer.send(
+        DropUnit(unit=5, reason="r", keep=True), Limit(unit=3, seconds_left=0.0), Limit(unit=7, seconds_left=0)
+    )
+    ends = {end.unit: end for end in trainer.ends(count=5)}
+    assert {n: end.outcome for n, end in ends.items()} == {
+        2: Outcome.DROPPED,
+        3: Outcome.OVER_BUDGET,
+        4: Outcome.DROPPED,
+        5: Outcome.DROPPED,
+        7: Outcome.OVER_BUDGET,
+    }
+    kept = [ends[n].checkpoint and ends[n].checkpoint.path for n in (2, 4, 5)]
+    assert kept == ["/kept", None, "/given"]
+
+    # the same unit again, under another lease
+    trainer.send(light(2, lease_epoch=2))
+    assert (ended := trainer.until(UnitEnded)[-1]).outcome == Outcome.DONE
+    assert (ended.unit, ended.lease_epoch) == (2, 2)
+
+
+def test_opening_another_study_drops_the_units_of_the_last(trainer: Supervisor) -> None:
+    trainer.send(*(light(n, epochs=LONG) for n in (1, 2, 3, 4)), opened(2), light(5), light(6, study=2))
+    assert [(e.unit, e.outcome) for e in trainer.ends(count=4)] == [(n, Outcome.DROPPED) for n in (1, 2, 3, 4)]
+    assert trainer.hear().study == 2
+    assert [(e.unit, e.outcome) for e in trainer.ends(count=2)] == [(5, Outcome.FAILED), (6, Outcome.DONE)]
+
+    # after one that cannot be opened none is
+    trainer.send(opened(3, "unusable"), light(7, study=2))
+    refused, failed = trainer.hear(), trainer.hear()
+    assert (refused.reason, failed.reason) == ("this study is unusable", "study 2 is not open in this process")
+
+
+def test_a_long_evaluation_beats_about_once_a_second(trainer: Supervisor) -> None:
+    trainer.send(light(1, steps=1200))
+    started = time.monotonic()
+    heard = trainer.until(UnitEnded)
+    seconds = time.monotonic() - started
+    beats = [place for place, message in enumerate(heard) if isinstance(message, Beat)]
+    assert 2 <= len(beats) <= seconds
+    assert min(beats) > max(place for place, message in enumerate(heard) if isinstance(message, Progress))
+
+
+def test_a_trainer_asked_for_its_stacks_goes_on(trainer: Supervisor) -> None:
+    trainer.send(light(1, epochs=LONG))
+    trainer.until(EpochDone)
+    trainer.process.send_signal(signal.SIGUSR1)
+    trainer.send(DropUnit(unit=1, reason="r"), light(2))
+    assert trainer.ends(count=2)[-1].outcome == Outcome.DONE
+    trainer.send(Shutdown())
+    stacks = trainer.process.communicate(timeout=10)[1]
+    assert trainer.process.returncode == 0
+    assert "most recent call first" in stacks
+    assert "light_engine.py" in stacks or "in run" in stacks
+    assert "in _read" in stacks  # the thread that listens
+
 
 def test_a_shutdown_ends_it() -> None:
-    with supervising() as trainer:
+    with supervising(engine=LIGHT) as trainer:
         trainer.send(Shutdown())
         assert isinstance(trainer.hear(), Ready)
         assert trainer.process.wait(timeout=20) == 0

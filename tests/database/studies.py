@@ -99,7 +99,7 @@ def loss_of(lease: Lease) -> float:
 def train(engine: Engine, record: StudyRecord, lease: Lease, *, seconds: float = 1.0) -> None:
     """Report every epoch and finish."""
     for epoch in range(1, lease.settings.epochs + 1):
-        trials.report(engine, lease, epoch_done(lease, epoch=epoch, loss=loss_of(lease) / epoch, seconds=seconds))
+        trials.report(engine, lease, [epoch_done(lease, epoch=epoch, loss=loss_of(lease) / epoch, seconds=seconds)])
     trials.finish(engine, record.name, lease, end(lease))
 
 

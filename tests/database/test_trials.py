@@ -30,6 +30,12 @@ def take(engine: Engine, worker: int) -> Lease:
     return taken[1]
 
 
+def renew(engine: Engine, lease: Lease) -> None:
+    """Renew one lease; a lost one is raised."""
+    for fenced in leases.renew(engine, [lease]).lost:
+        raise fenced
+
+
 def test_every_grid_point_is_trained_exactly_once_by_four_workers_at_once(engine: Engine, tmp_path: Path) -> None:
     studies.launched(engine, tmp_path)
     leased: list[Lease] = []
@@ -90,14 +96,14 @@ def test_a_lost_lease_writes_nothing(engine: Engine, tmp_path: Path) -> None:
     assert (owner.unit, owner.attempt) == (lost.unit, 2)
     assert owner.epoch > lost.epoch
     for write in (
-        lambda: trials.report(engine, lost, studies.epoch_done(lost, epoch=1)),
+        lambda: trials.report(engine, lost, [studies.epoch_done(lost, epoch=1)]),
         lambda: trials.finish(engine, "s", lost, studies.end(lost)),
-        lambda: leases.renew(engine, lost),
+        lambda: renew(engine, lost),
     ):
         with pytest.raises(Fenced, match="nothing was written"):
             write()
     assert studies.rows(engine, "SELECT count(*) FROM result") == [(0,)]
-    leases.release(engine, lost)
+    trials.finish(engine, "s", lost, studies.end(lost, Outcome.DROPPED))
     assert studies.rows(engine, f"SELECT state::text FROM unit WHERE id = {owner.unit}") == [("leased",)]
 
 
@@ -106,14 +112,14 @@ def test_an_expired_lease_counts_even_if_nobody_took_the_unit_yet(engine: Engine
     studies.launched(engine, tmp_path)
     lease = take(engine, studies.worker(engine))
     studies.expire(engine, lease)
-    assert trials.report(engine, lease, studies.epoch_done(lease, epoch=1))
+    assert trials.report(engine, lease, [studies.epoch_done(lease, epoch=1)])
 
 
 def test_an_accepted_result_is_never_replaced(engine: Engine, tmp_path: Path) -> None:
     studies.launched(engine, tmp_path)
     lease = take(engine, studies.worker(engine))
-    assert trials.report(engine, lease, studies.epoch_done(lease, epoch=1, loss=0.5))
-    assert not trials.report(engine, lease, studies.epoch_done(lease, epoch=1, loss=0.1))
+    assert trials.report(engine, lease, [studies.epoch_done(lease, epoch=1, loss=0.5)])
+    assert not trials.report(engine, lease, [studies.epoch_done(lease, epoch=1, loss=0.1)])
     assert studies.rows(engine, "SELECT train_loss FROM result") == [(0.5,)]
     with pytest.raises(DBAPIError, match="never replaced"), engine.begin() as connection:
         connection.execute(text("UPDATE result SET train_loss = 0"))
@@ -140,7 +146,7 @@ def test_a_released_unit_is_taken_again_uncharged(engine: Engine, tmp_path: Path
     studies.launched(engine, tmp_path)
     worker = studies.worker(engine)
     lease = take(engine, worker)
-    leases.release(engine, lease)
+    trials.finish(engine, "s", lease, studies.end(lease, Outcome.DROPPED, "the worker left"))
     assert take(engine, worker).unit == lease.unit
     assert studies.rows(engine, f"SELECT charges FROM unit WHERE id = {lease.unit}") == [(0,)]
 
@@ -151,16 +157,27 @@ def test_a_unit_that_fails_three_times_has_failed_for_good_and_the_study_goes_on
     studies.launched(engine, tmp_path)
     worker = studies.worker(engine)
     poison = take(engine, worker)
-    failing = poison
-    for attempt in range(1, lifecycle.MAX_CHARGES + 1):
-        assert (failing.unit, failing.attempt) == (poison.unit, attempt)
-        trials.finish(engine, "s", failing, studies.end(failing, Outcome.FAILED, "ValueError: no"))
-        failing = take(engine, worker)
-    assert failing.trial != poison.trial
-    record, _ = trials.take(engine, worker, ["s"]) or (None, None)
-    assert record is not None
+    order = [poison.unit]
+    trials.finish(engine, "s", poison, studies.end(poison, Outcome.FAILED, "ValueError: no"))
+    while (taken := trials.take(engine, worker, ["s"])) is not None:
+        record, lease = taken
+        order.append(lease.unit)
+        if lease.unit == poison.unit:
+            trials.finish(engine, "s", lease, studies.end(lease, Outcome.FAILED, "ValueError: no"))
+        else:
+            studies.train(engine, record, lease)
+    blameless = [unit for unit in order if unit != poison.unit]
+    assert order[0] == order[-1] == order[-2] == poison.unit  # again only when nothing blameless waits
+    assert len(blameless) == len(set(blameless)) == 8 + 1  # its trial's other fold comes last but for it
     [failure] = reading.failures(engine, "s")
     assert (failure["state"], failure["reason"]) == ("failed", "ValueError: no")
+    assert studies.rows(engine, "SELECT state::text, count(*) FROM trial GROUP BY 1 ORDER BY 2") == [
+        ("failed", 1),
+        ("complete", 4),
+    ]
+    assert studies.rows(
+        engine, f"SELECT number, cause, charged, worker FROM attempt WHERE unit = {poison.unit} ORDER BY 1"
+    ) == [(number, "exception", True, worker) for number in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +202,7 @@ def test_an_outcome_closes_the_trial_and_optuna_is_told_in_its_own_words(
         (state, "loss inf at step 412")
     ]
     with pytest.raises(Fenced, match="the trial was closed"):
-        leases.renew(engine, other)
+        renew(engine, other)
     [trial] = [trial for trial in shown(engine).trials if trial.state != TrialState.RUNNING]
     assert trial.state == told
     assert trial.intermediate_values == {}
@@ -196,7 +213,7 @@ def test_a_value_that_is_not_finite_is_an_outcome_not_a_number(engine: Engine, t
     worker = studies.worker(engine)
     for _ in range(2):
         lease = take(engine, worker)
-        trials.report(engine, lease, studies.epoch_done(lease, epoch=1, items=0))
+        trials.report(engine, lease, [studies.epoch_done(lease, epoch=1, items=0)])
         trials.finish(engine, "s", lease, studies.end(lease))
     assert studies.rows(engine, f"SELECT state::text, value FROM trial WHERE id = {lease.trial}") == [
         ("diverged", None)
@@ -308,7 +325,7 @@ def test_stop_keeps_finished_folds_and_resume_goes_on_from_them(engine: Engine, 
     held = take(engine, worker)
     control.stop(engine, "s")
     with pytest.raises(Fenced):
-        leases.renew(engine, held)
+        renew(engine, held)
     assert trials.take(engine, worker, ["s"]) is None
     states = reading.status(reading.view(engine, "s"))
     assert (states["state"], states["trials"]["cancelled"]) == ("stopped", 4)
@@ -368,7 +385,7 @@ def test_an_end_that_is_told_twice_is_written_once(engine: Engine, tmp_path: Pat
     """The answer to the first telling was lost; that is no lost lease, and the trainer need not die for it."""
     studies.launched(engine, tmp_path)
     lease = take(engine, studies.worker(engine))
-    trials.report(engine, lease, studies.epoch_done(lease, epoch=1))
+    trials.report(engine, lease, [studies.epoch_done(lease, epoch=1)])
     for _ in range(2):
         trials.finish(engine, "s", lease, studies.end(lease, outcome, "why\x00"))
     assert studies.rows(engine, f"SELECT charges, reason FROM unit WHERE id = {lease.unit}") == [
@@ -383,10 +400,10 @@ def test_a_report_that_is_sent_twice_costs_its_seconds_once_and_an_epoch_trained
     worker = studies.worker(engine)
     lease = take(engine, worker)
     for _ in range(2):
-        trials.report(engine, lease, studies.epoch_done(lease, epoch=1, seconds=3.0))
+        trials.report(engine, lease, [studies.epoch_done(lease, epoch=1, seconds=3.0)])
     assert studies.rows(engine, "SELECT sum(seconds) FROM unit") == [(3.0,)]
-    leases.release(engine, lease)
-    trials.report(engine, take(engine, worker), studies.epoch_done(lease, epoch=1, seconds=3.0))
+    trials.finish(engine, "s", lease, studies.end(lease, Outcome.DROPPED, "the worker left"))
+    trials.report(engine, take(engine, worker), [studies.epoch_done(lease, epoch=1, seconds=3.0)])
     assert studies.rows(engine, "SELECT sum(seconds) FROM unit") == [(6.0,)]
 
 
@@ -459,16 +476,22 @@ def test_a_vanished_worker_charges_nobody_but_a_unit_that_makes_each_vanish_ends
     studies.launched(engine, tmp_path)
     worker = studies.worker(engine)
     first = take(engine, worker)
+    for _ in range(7):  # of four trials; the last unit is that of the default's other fold
+        studies.train(engine, *trials.take(engine, worker, ["s"]))  # type: ignore[misc]
+    lease = first
     for attempt in range(1, lifecycle.PATIENCE + lifecycle.MAX_CHARGES):
-        lease = first if attempt == 1 else take(engine, worker)
-        assert (lease.unit, lease.attempt) == (first.unit, attempt)
+        if attempt > 1:
+            while (lease := take(engine, worker)).unit != first.unit:
+                studies.train(engine, reading.view(engine, "s").record, lease)
+        assert lease.attempt == attempt
         [(charges,)] = studies.rows(engine, f"SELECT charges FROM unit WHERE id = {first.unit}")
         assert charges == max(0, attempt - lifecycle.PATIENCE)
         studies.expire(engine, lease)
-    assert take(engine, worker).trial != first.trial
+    trials.take(engine, worker, ["s"])
     assert studies.rows(engine, f"SELECT state::text, reason FROM trial WHERE id = {first.trial}") == [
         ("failed", "its worker vanished")
     ]
+    assert studies.rows(engine, "SELECT count(*) FROM attempt WHERE cause = 'vanished'") == [(5,)]
 
 
 def test_progress_forgives_vanished_workers(engine: Engine, tmp_path: Path) -> None:
@@ -476,7 +499,7 @@ def test_progress_forgives_vanished_workers(engine: Engine, tmp_path: Path) -> N
     worker = studies.worker(engine)
     for _ in range(2 * lifecycle.PATIENCE):
         lease = take(engine, worker)
-        trials.report(engine, lease, studies.epoch_done(lease, epoch=lease.attempt))
+        trials.report(engine, lease, [studies.epoch_done(lease, epoch=lease.attempt)])
         studies.expire(engine, lease)
     assert studies.rows(engine, "SELECT sum(charges) FROM unit") == [(0,)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
@@ -25,10 +26,6 @@ from trial_worker.tasks import CausalLm, Classification
 
 ENCODERS = ("bert", "roberta")
 DECODERS = ("gpt2", "llama")
-CAUSAL_ROWS = [
-    {"prompt": tiny_models.CORPUS[i % 6][: 4 + i % 11], "completion": tiny_models.CORPUS[(i + 1) % 6][: 9 + i % 17]}
-    for i in range(24)
-]
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +48,7 @@ def classifier(folder: Path, **pin: Any) -> Pack:
 
 def language_model(folder: Path) -> Pack:
     base = Base.load(tiny_models.pin(folder), "causal", 0)
-    return Pack(base, Rows(CausalLm(), CAUSAL_ROWS, base.tokenizer))
+    return Pack(base, Rows(CausalLm(), tiny_models.causal_rows(), base.tokenizer))
 
 
 def pack_of(name: str, folders: dict[str, Path], *, causal: bool = False) -> Pack:
@@ -234,6 +231,29 @@ def test_a_row_that_never_fits_makes_the_unit_infeasible(
     assert "one row" in end.reason
 
 
+def test_a_units_own_bound_on_rows_changes_no_number_and_no_other_unit(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, bound = (
+        tiny_models.unit(lora_dropout=0.2),
+        dataclasses.replace(tiny_models.unit(lora_dropout=0.2), most_rows=2),
+    )
+    pack = classifier(folders["bert"])
+    ample, _, losses = train(pack, free)
+    scarce = Scarce(monkeypatch, rows=2)
+    narrow, _, narrow_losses = train(pack, bound)
+    assert scarce.refused == 0
+    np.testing.assert_allclose(narrow_losses, losses, rtol=2e-5)
+    for a, b in zip(ample, narrow, strict=True):
+        assert b.tallies["nats"] == pytest.approx(a.tallies["nats"], rel=2e-5)
+    assert pack.micro.most_rows == 4096
+    # what does not fit even so, no later unit tries again
+    monkeypatch.undo()
+    Scarce(monkeypatch, rows=1)
+    train(pack, bound)
+    assert pack.micro.most_rows == 1
+
+
 # --- endings -----------------------------------------------------------------------------------------------
 
 
@@ -251,7 +271,7 @@ def test_an_exploding_loss_diverges_and_says_at_which_step(folders: dict[str, Pa
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
     value: float, words: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unit_module.Work, "_gradients", lambda self, *_: value if self.step == 2 else 1.0)
+    monkeypatch.setattr(unit_module.Work, "_gradients", lambda self, *_: value if self.at.step == 2 else 1.0)
     epochs, end, _ = train(classifier(folders["bert"]), tiny_models.unit())
     assert (epochs, end.outcome, end.reason) == ([], Outcome.DIVERGED, words)
 
@@ -376,3 +396,19 @@ def test_a_limit_counts_from_the_start_of_the_running_epoch(monkeypatch: pytest.
     with pytest.raises(UnitStopped, match="10 s are left"):
         clock.demand(90)
     clock.demand(10)
+
+
+def test_seconds_before_a_break_count_against_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(unit_module, "monotonic", lambda: now)
+    clock = unit_module.Clock(pace=1.0)
+    clock.limit(100)
+    clock.begin(60)
+    now = 25.0
+    assert clock.elapsed == 85
+    clock.demand(15)
+    with pytest.raises(UnitStopped, match="15 s are left"):
+        clock.demand(16)
+    clock.limit(100)  # told anew by who still knows nothing of this epoch
+    with pytest.raises(UnitStopped, match="15 s are left"):
+        clock.demand(16)

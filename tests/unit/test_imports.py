@@ -20,13 +20,7 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 TORCH = ("torch", "transformers", "peft", "safetensors", "accelerate")
-SUPERVISION = (
-    "trial_worker",
-    "trial_worker.__main__",
-    "trial_worker.supervisor",
-    "trial_worker.child",
-    "trial_worker.lifeline",
-)
+ENGINE = ("trial_worker.engine", "trial_worker.tasks")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -57,13 +51,19 @@ def under(*prefixes: str) -> list[str]:
     return found
 
 
+TRAINING = under("trial_worker.trainer", *ENGINE)
+SUPERVISION = [name for name in under("trial_worker") if name not in TRAINING]
+
+
 def test_the_orchestrator_never_imports_torch_or_the_worker() -> None:
     assert offenders((*TORCH, "trial_worker"), under("orchestrator", "foldtune")) == []
 
 
-def test_the_contract_is_standard_library_only() -> None:
-    foreign = {name.partition(".")[0] for name in imports(MODULES["orchestrator.contract"])} - sys.stdlib_module_names
-    assert foreign == set()
+@pytest.mark.parametrize("name", ["contract", "crash_points", "durable"])
+def test_what_every_process_shares_is_standard_library_only(name: str) -> None:
+    shared = {"orchestrator"} if name == "durable" else set()  # it names crash points
+    foreign = {each.partition(".")[0] for each in imports(MODULES[f"orchestrator.{name}"])} - sys.stdlib_module_names
+    assert foreign == shared
 
 
 def test_only_space_and_study_know_optuna() -> None:
@@ -74,27 +74,35 @@ def test_only_space_and_study_know_optuna() -> None:
 
 
 def test_the_supervisors_processes_never_import_torch() -> None:
-    assert offenders((*TORCH, "trial_worker.engine", "trial_worker.tasks"), list(SUPERVISION)) == []
+    assert offenders((*TORCH, *ENGINE), SUPERVISION) == []
+
+
+def test_a_trainer_imports_torch_by_its_engine_only(tmp_path: Path) -> None:
+    assert offenders((*TORCH, "numpy", *ENGINE), ["trial_worker.trainer", *SUPERVISION]) == []
+    loaded = "import sys, trial_worker.trainer; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    seconds, out = min(run("-c", loaded, home=tmp_path) for _ in range(3))
+    assert out == "[]\n"
+    assert seconds < 0.3
 
 
 def test_training_runs_without_optuna_and_without_a_database() -> None:
     apart = ("optuna", "sqlalchemy", "psycopg2", "orchestrator.database", "orchestrator.study", "orchestrator.trials")
-    training = [name for name in under("trial_worker") if name not in SUPERVISION]
-    assert offenders(apart, training) == []
+    assert offenders(apart, TRAINING) == []
 
 
 def test_training_knows_only_the_contract_and_pure_modules() -> None:
     pure = {
         "orchestrator",
         "orchestrator.contract",
+        "orchestrator.crash_points",
+        "orchestrator.durable",
         "orchestrator.objective",
         "orchestrator.models",
         "orchestrator.errors",
     }
-    training = [name for name in under("trial_worker") if name not in SUPERVISION]
     used = {
         imported
-        for module in training
+        for module in TRAINING
         for imported in imports(MODULES[module])
         if imported in MODULES and imported.startswith("orchestrator")
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 
 import torch
@@ -25,8 +26,17 @@ class MicroSteps:
     def __init__(self, device: torch.device, vocabulary: int = 0) -> None:
         self._cuda = device.type == "cuda"
         self._overhead = _OVERHEAD.get(device.type, 4096)
+        self._device: MicroSteps | None = None  # whose copy this is for one unit
         self.most_rows = 4096
         self.most_tokens = 16384 if vocabulary == 0 else max(256, min(16384, _FLOATS_OF_LOGITS // vocabulary))
+
+    def capped(self, rows: int | None) -> MicroSteps:
+        """These for a unit that takes at most so many rows at once; None: no limit of its own."""
+        if rows is None:
+            return self
+        unit = copy.copy(self)
+        unit.most_rows, unit._device = min(self.most_rows, max(rows, 1)), self
+        return unit
 
     def split(self, items: list[Item]) -> list[list[int]]:
         """Positions of the items in groups to compute together."""
@@ -45,6 +55,8 @@ class MicroSteps:
                 Outcome.INFEASIBLE, f"one row of {longest} tokens does not fit into the device's memory ({note})"
             )
         self.most_rows = rows // 2
+        if self._device is not None:
+            self._device.most_rows = min(self._device.most_rows, self.most_rows)
         gc.collect()
         if self._cuda:
             torch.cuda.empty_cache()

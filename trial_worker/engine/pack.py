@@ -6,12 +6,15 @@ import traceback
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from orchestrator.contract import EpochDone, Outcome, Progress, TrainUnit, UnitEnded
+import torch
+
+from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from trial_worker.engine.base import Base
 from trial_worker.engine.errors import UnitStopped, is_out_of_memory
 from trial_worker.engine.memory import MicroSteps
 from trial_worker.engine.unit import Clock, Event, Work
-from trial_worker.tasks.rows import Rows
+from trial_worker.tasks import task_named
+from trial_worker.tasks.rows import Rows, read_snapshot
 
 PackEvent = Progress | EpochDone | UnitEnded
 
@@ -19,7 +22,7 @@ PackEvent = Progress | EpochDone | UnitEnded
 @dataclass
 class _Slot:
     unit: TrainUnit
-    clock: Clock
+    work: Work
     run: Generator[Event | None, None, None]
 
 
@@ -53,8 +56,8 @@ class Pack:
         """
         if self._slot is not None:
             raise RuntimeError(f"no free slot: unit {self._slot.unit.unit} is training")
-        clock = Clock(self._pace)
-        self._slot = _Slot(unit, clock, Work(self.base, self.rows, unit, self.micro, clock).run())
+        work = Work(self.base, self.rows, unit, self.micro.capped(unit.most_rows), Clock(self._pace))
+        self._slot = _Slot(unit, work, work.run())
 
     def advance(self) -> list[PackEvent]:
         """Do one step, or one evaluation batch, of every unit; what there is to tell of it.
@@ -77,26 +80,46 @@ class Pack:
             return [self._end(Outcome.FAILED, reason, traceback.format_exc())]
         return [] if event is None else [event]
 
-    def drop(self, unit: int, reason: str) -> list[PackEvent]:
-        """Stop a unit where it is; nothing happens if it is in no slot."""
+    def drop(self, unit: int, reason: str, keep: bool = False) -> list[PackEvent]:
+        """Stop a unit where it is; nothing happens if it is in no slot.
+
+        keep: write a checkpoint first, see `Work.checkpoint`.
+        """
         if self._slot is None or self._slot.unit.unit != unit:
             return []
-        return [self._end(Outcome.DROPPED, reason)]
+        checkpoint = self._slot.work.checkpoint() if keep else None
+        return [self._end(Outcome.DROPPED, reason, checkpoint=checkpoint)]
 
     def limit(self, unit: int, seconds_left: float) -> None:
         """A unit may take this many device seconds beyond its reported epochs; nothing happens if it is in no slot."""
         if self._slot is not None and self._slot.unit.unit == unit:
-            self._slot.clock.limit(seconds_left)
+            self._slot.work.clock.limit(seconds_left)
 
-    def _end(self, outcome: Outcome, reason: str = "", evidence: str = "") -> UnitEnded:
+    def _end(
+        self, outcome: Outcome, reason: str = "", evidence: str = "", checkpoint: Checkpoint | None = None
+    ) -> UnitEnded:
         assert self._slot is not None
         slot, self._slot = self._slot, None
         slot.run.close()  # detaches the adapter
-        self._pace = slot.clock.pace
+        self._pace = slot.work.clock.pace
         return UnitEnded(
             unit=slot.unit.unit,
             lease_epoch=slot.unit.lease_epoch,
             outcome=outcome,
             reason=reason,
             evidence=evidence,
+            checkpoint=checkpoint,
         )
+
+
+def open_study(study: OpenStudy, device: torch.device) -> Pack:
+    """A pack without units on the study's model, tokenizer and rows.
+
+    Raises:
+        ValueError: no such task, or a model or row that does not fit it.
+        OSError: a file cannot be read.
+    """
+    task = task_named(study.task, study.labels)
+    rows = read_snapshot(study.data)
+    base = Base.load(study.model, task.family, len(task.labels), device)
+    return Pack(base, Rows(task, rows, base.tokenizer))

@@ -1,22 +1,26 @@
-"""One unit, told from start to end: attach, train its epochs, evaluate each."""
+"""One unit, told from start to end: attach, train its epochs, evaluate each; where it was broken off, go on."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import monotonic
 
 import torch
 
-from orchestrator.contract import EpochDone, Outcome, Progress, Settings, TrainUnit
+from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, Settings, TrainUnit
 from trial_worker.engine import optimizer as optim
+from trial_worker.engine import state
 from trial_worker.engine.adapter import Network, attached
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
 from trial_worker.engine.errors import UnitStopped, is_out_of_memory
 from trial_worker.engine.evaluate import evaluate, pack_predictions
 from trial_worker.engine.memory import MicroSteps
+from trial_worker.engine.state import Position
 from trial_worker.tasks.interface import Item, collate, target_nats
 from trial_worker.tasks.rows import Rows
 
@@ -43,9 +47,15 @@ class Clock:
         start = monotonic() if self._began is None else self._began
         self._until = math.inf if seconds_left is None else start + seconds_left
 
-    def begin(self) -> None:
-        """An epoch starts now."""
-        self._began = monotonic()
+    def begin(self, spent: float = 0.0) -> None:
+        """An epoch starts now, or goes on that took `spent` seconds before it was broken off; they count too."""
+        self._began = monotonic() - spent
+        self._until -= spent
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the running epoch."""
+        return 0.0 if self._began is None else monotonic() - self._began
 
     def demand(self, tokens: int) -> None:
         """Raises UnitStopped (OVER_BUDGET) where an epoch over so many tokens would not end in time."""
@@ -57,18 +67,6 @@ class Clock:
 
 
 @dataclass
-class _Sums:
-    """Training nats of an epoch, each row under the weights before its own step."""
-
-    nats: float = 0.0
-    weight: int = 0
-
-    @property
-    def mean(self) -> float:
-        return self.nats / max(self.weight, 1)
-
-
-@dataclass
 class Work:
     """A unit on its way: what it was given, and where it is."""
 
@@ -77,12 +75,18 @@ class Work:
     order: TrainUnit
     micro: MicroSteps
     clock: Clock
-    step: int = 0
+    at: Position = field(default_factory=Position)
     items: list[Item] = field(default_factory=list)
+    _attached: tuple[Network, torch.optim.AdamW] | None = None  # once it trains
 
     @property
     def settings(self) -> Settings:
         return self.order.settings
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of one epoch."""
+        return steps_per_epoch(len(self.order.train), self.settings.batch_size)
 
     def run(self) -> Generator[Event | None, None, None]:
         """Train the unit; yields after every step, and None where there is nothing to tell.
@@ -91,32 +95,83 @@ class Work:
 
         Raises:
             UnitStopped: diverged, infeasible or over budget.
-            ValueError: settings or rows that this study's model cannot take.
+            ValueError: settings or rows that this study's model cannot take, or a checkpoint that is not this unit's.
         """
         unit, settings = self.order, self.settings
         self.items = usable_items(self.base, self.rows, unit)
-        validation = [self.items[row] for row in unit.validation]
-        steps = steps_per_epoch(len(unit.train), settings.batch_size) * settings.epochs
-        tokens = sum(self.items[row].length * 3 for row in unit.train) + sum(item.length for item in validation)
         self.clock.limit(unit.seconds_left)
+        saved = self._saved()
+        if self.at.epoch == settings.epochs:
+            return
+        steps = self.epoch_steps * settings.epochs
         with attached(self.base, settings, unit.seed, len(self.rows.task.labels)) as network:
             adamw = optim.build(network.parameters, settings)
-            for epoch in range(1, settings.epochs + 1):
-                self.clock.demand(tokens)
-                self.clock.begin()
-                started, sums = monotonic(), _Sums()
-                for batch in effective_batches(epoch_order(unit.train, unit.seed, epoch), settings.batch_size):
-                    factor = optim.schedule_factor(settings.lr_schedule, self.step, steps, settings.warmup_ratio)
-                    self.step += 1
-                    loss = self._step(network, adamw, batch, settings.learning_rate * factor, sums)
-                    yield Progress(unit=unit.unit, epoch=epoch, step=self.step, steps=steps, loss=loss)
-                done = yield from self._evaluated(network, validation, epoch, sums, started)
-                self.clock.pace = done.seconds / tokens
+            if saved is not None:
+                state.restore(saved, network.parameters, adamw)
+            self._attached = network, adamw
+            for epoch in range(self.at.epoch + 1, settings.epochs + 1):
+                batches = self._batches_left(epoch)
+                self.clock.begin(self.at.seconds)
+                self.clock.demand(self._tokens([row for batch in batches for row in batch]))
+                for batch in batches:
+                    factor = optim.schedule_factor(settings.lr_schedule, self.at.step, steps, settings.warmup_ratio)
+                    self.at.step += 1
+                    loss = self._step(network, adamw, batch, settings.learning_rate * factor)
+                    yield Progress(unit=unit.unit, epoch=epoch, step=self.at.step, steps=steps, loss=loss)
+                done = yield from self._evaluated(network, epoch)
+                self.clock.pace = done.seconds / self._tokens(unit.train)
                 yield done
 
-    def _step(
-        self, network: Network, adamw: torch.optim.AdamW, batch: Sequence[int], learning_rate: float, sums: _Sums
-    ) -> float:
+    def checkpoint(self) -> Checkpoint | None:
+        """Write the last step boundary into the unit's scratch folder: "adapter" after the last epoch, else "resume".
+
+        The end of an epoch has one file with one content, however often it is written. Of an evaluation under way the
+        seconds count, though it will be done again.
+
+        Returns:
+            What was written; None without a scratch folder, or where it cannot be written, which is said on stderr.
+            Of a unit that does not train yet, what it is to go on from.
+        """
+        unit, at = self.order, self.at
+        if self._attached is None:
+            return unit.resume
+        if unit.scratch is None:
+            return None
+        network, adamw = self._attached
+        path = Path(unit.scratch) / f"u{unit.unit}-l{unit.lease_epoch}-e{at.epoch}-s{at.step}.safetensors"
+        kind = "adapter" if at.epoch == self.settings.epochs else "resume"
+        at = replace(at, seconds=self.clock.elapsed if at.step > at.epoch * self.epoch_steps else 0.0)
+        try:
+            return state.write(path, kind, state.identity(unit, self.base.pin), at, network.parameters, adamw)
+        except OSError as error:
+            print(f"unit {unit.unit}: no checkpoint of step {at.step} could be written: {error}", file=sys.stderr)
+            return None
+
+    def _saved(self) -> state.Saved | None:
+        """What the unit goes on from, `at` set to its place; None: it begins."""
+        if self.order.resume is None:
+            return None
+        saved = state.read(self.order.resume, state.identity(self.order, self.base.pin))
+        at, done = saved.position, saved.position.epoch * self.epoch_steps
+        inside = done <= at.step <= done + self.epoch_steps and 0 <= at.epoch < self.settings.epochs
+        if not inside and (at.epoch, at.step) != (self.settings.epochs, done):
+            raise ValueError(f"checkpoint {saved.path}: {at} is no place of this unit")
+        self.at = at
+        return saved
+
+    def _batches_left(self, epoch: int) -> list[list[int]]:
+        """The rows of each step that this epoch (1-based) still has to do."""
+        order = epoch_order(self.order.train, self.order.seed, epoch)
+        batches = list(effective_batches(order, self.settings.batch_size))
+        return batches[self.at.step - (epoch - 1) * self.epoch_steps :]
+
+    def _tokens(self, rows: Sequence[int]) -> int:
+        """Work of training on these rows and evaluating: a backward pass costs twice a forward one."""
+        return sum(self.items[row].length * 3 for row in rows) + sum(
+            self.items[row].length for row in self.order.validation
+        )
+
+    def _step(self, network: Network, adamw: torch.optim.AdamW, batch: Sequence[int], learning_rate: float) -> float:
         """One optimizer step over the effective batch; its training loss in nats.
 
         Raises:
@@ -127,16 +182,16 @@ class Work:
         nats = self._gradients(network, adamw, batch, items, weight)
         loss = nats / max(weight, 1)
         if not math.isfinite(loss):
-            raise UnitStopped(Outcome.DIVERGED, f"loss {loss} at step {self.step}")
+            raise UnitStopped(Outcome.DIVERGED, f"loss {loss} at step {self.at.step}")
         norm = optim.gradient_norm(network.parameters)
         if not math.isfinite(norm):
-            raise UnitStopped(Outcome.DIVERGED, f"gradient norm {float(norm)} at step {self.step}")
+            raise UnitStopped(Outcome.DIVERGED, f"gradient norm {float(norm)} at step {self.at.step}")
         optim.clip(network.parameters, norm, self.settings.max_grad_norm)
         for group in adamw.param_groups:
             group["lr"] = learning_rate
         adamw.step()
-        sums.nats += nats
-        sums.weight += weight
+        self.at.nats += nats
+        self.at.weight += weight
         return loss
 
     def _gradients(
@@ -161,28 +216,29 @@ class Work:
     def _micro_step(self, network: Network, rows: list[int], items: list[Item], weight: int) -> float:
         """Forward and backward of a few rows; the loss is divided by the weight of the whole effective batch."""
         batch = collate(items, int(self.base.tokenizer.pad_token_id or 0), self.base.device)
-        network.draws.keys = network.draws.of(self.step, rows, self.base.device)
+        network.draws.keys = network.draws.of(self.at.step, rows, self.base.device)
         nats = target_nats(network.logits(batch), batch).sum()  # float64
         torch.autograd.backward(nats / max(weight, 1))
         return float(nats.detach())
 
-    def _evaluated(
-        self, network: Network, validation: list[Item], epoch: int, sums: _Sums, started: float
-    ) -> Generator[None, None, EpochDone]:
-        """The epoch's results on the validation rows."""
+    def _evaluated(self, network: Network, epoch: int) -> Generator[None, None, EpochDone]:
+        """The epoch's results on the validation rows, its checkpoint written before anybody hears of it."""
         unit, task = self.order, self.rows.task
-        last = epoch == self.settings.epochs
+        validation = [self.items[row] for row in unit.validation]
         scores = yield from evaluate(network, self.base, validation, self.micro, keep_logits=bool(task.labels))
         if not math.isfinite(scores.nats.sum()):
             raise UnitStopped(Outcome.DIVERGED, f"validation loss {scores.nats.sum()} after epoch {epoch}")
+        train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)
+        checkpoint = self.checkpoint()
         return EpochDone(
             unit=unit.unit,
             lease_epoch=unit.lease_epoch,
             epoch=epoch,
-            train_loss=sums.mean,
-            seconds=monotonic() - started,
+            train_loss=train_loss,
+            seconds=self.clock.elapsed,
             tallies=task.tallies(validation, scores),
-            predictions=pack_predictions(scores, with_logits=last),
+            predictions=pack_predictions(scores, with_logits=epoch == self.settings.epochs),
+            checkpoint=checkpoint,
         )
 
 

@@ -31,12 +31,22 @@ CREATE TABLE artifact (
   content      bytea,
   place        text,
   host         text,
+  doomed       boolean NOT NULL DEFAULT false,     -- of no more use: nobody goes on from it, and `collect` deletes it
   created_at   timestamptz NOT NULL DEFAULT now(),
   UNIQUE (unit, kind, epoch, step),
   CHECK ((content IS NULL) <> (place IS NULL))
 );
 
+-- Folders of deleted studies, which may still hold files: in their store, and on machines that have yet to look.
+CREATE TABLE leftover (
+  folder       text PRIMARY KEY,                   -- name of the study's folder in every store
+  store        text NOT NULL,                      -- of study.artifacts
+  emptied      boolean NOT NULL DEFAULT false,     -- the shared store has nothing of it any more
+  deleted_at   timestamptz NOT NULL DEFAULT now()
+);
+
 ALTER TABLE artifact ALTER COLUMN content SET STORAGE EXTERNAL;  -- weights do not compress, trying costs CPU time
 
--- Where trained weights go, and how many trials keep theirs: {"store": "database" | folder | URL, "keep": n}
+-- Where trained weights go, and how many trials keep theirs: {"store": "database" | absolute folder | URL, "keep": n,
+-- "folder": the study's own in any store; another database may have a study of the same name}
 ALTER TABLE study ADD COLUMN artifacts json NOT NULL DEFAULT '{"store": "database", "keep": 3}';

@@ -1,0 +1,1 @@
+"""Side-by-side programs and measurements. Not part of the installed package."""

@@ -1,0 +1,271 @@
+"""One run: a study, its workers, what is done to them, and the verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chaos import collect, processes, schedule, study
+from benchmarks.chaos.evidence import Evidence
+from benchmarks.chaos.fleet import Fleet, environment
+from benchmarks.chaos.inject import Injector
+from benchmarks.chaos.measures import Kill
+from benchmarks.chaos.postgres import Postgres
+from benchmarks.chaos.proxy import Proxy
+from benchmarks.chaos.schedule import Fault
+from benchmarks.chaos.watch import Watch
+from orchestrator.database.engine import connect
+
+FIRST_PACE = 1.0  # seconds between two kills, to begin with
+FASTEST, SLOWEST = 0.3, 4.0
+POLL_SECONDS = 0.5
+TICK_SECONDS = 0.03
+MOST_TRIES = 200  # of a fault that finds no victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line asks for. trials, limit, epoch_seconds: None for what suits the number of kills."""
+
+    seed: int
+    kills: int
+    workers: int
+    trials: int | None = None
+    slots: int = 1
+    epoch_seconds: float | None = None
+    limit: float | None = None
+    keep: Path | None = None  # where logs and histories go afterwards
+
+    @property
+    def points(self) -> int:
+        """Grid points: 60 for 40 kills, 300 for 1000."""
+        return self.trials or max(12, 60 + (self.kills - 40) // 4)
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which the run is given up."""
+        return self.limit or 180 + 4 * self.kills
+
+
+@dataclass
+class Run:
+    """What came of it."""
+
+    evidence: Evidence
+    kills: list[Kill]
+    killed: int
+    faults: dict[str, int]
+    skipped: dict[str, int]
+    exits: dict[int, int]
+    leaving: list[float]
+    started: int
+    seconds: float
+    epoch_seconds: float
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def talk(line: str) -> None:
+    """Progress, for people."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def workplace(keep: Path | None = None) -> Iterator[Path]:
+    """A folder that every account can pass, gone afterwards whatever happens."""
+    root = Path(tempfile.mkdtemp(prefix="foldtune-chaos-", dir="/tmp"))
+    root.chmod(0o755)
+    try:
+        yield root
+    finally:
+        if keep is not None:
+            for part in ("logs", "history", "steps"):
+                shutil.copytree(root / part, keep / part, dirs_exist_ok=True)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def database(root: Path, count: int) -> Iterator[tuple[Postgres, list[Proxy]]]:
+    """The run's own server with so many proxies in front of it."""
+    postgres = Postgres(root)
+    proxies = [Proxy(postgres.url.port or 0) for _ in range(count)]
+    try:
+        yield postgres, proxies
+    finally:
+        for proxy in proxies:
+            proxy.close()
+        connect.cache_clear()
+        postgres.close()
+
+
+def epoch_seconds(options: Options, faults: Sequence[Fault]) -> float:
+    """How long an epoch must take for the study to outlast the faults: workers that are killed train half the time."""
+    if options.epoch_seconds is not None:
+        return options.epoch_seconds
+    wanted = 1.5 * FIRST_PACE * sum(fault.gap for fault in faults) + 10
+    epochs = (options.points + 1) * study.FOLDS * study.EPOCHS
+    return round(min(5.0, max(0.05, wanted * options.workers * 0.45 / epochs)), 3)
+
+
+def run(options: Options) -> Run:
+    """Do it; the evidence, not judged yet."""
+    faults = schedule.plan(options.seed, options.kills)
+    with workplace(options.keep) as root, database(root, max(1, options.workers // 4)) as (postgres, proxies):
+        for folder in ("history", "steps", "logs", "home"):
+            (root / folder).mkdir()
+        engine = connect(postgres.url)
+        path = study.write(root / "study", trials=options.points, seed=options.seed)
+        record = study.launched(engine, path)
+        with engine.begin() as connection:
+            collect.install_witness(connection)
+        engine.dispose()
+        talk(f"{options.points} points launched; training them undisturbed")
+        expected = study.expected(record, path)
+        pace = epoch_seconds(options, faults)
+        fleet = Fleet(
+            [sys.executable, "-m", "trial_worker", "--device", "cpu", study.NAME],
+            [_way(postgres, proxies, place) for place in range(options.workers)],
+            root / "logs",
+            environment(
+                FOLDTUNE_HOME=str(root / "home"),
+                FOLDTUNE_ENGINE="benchmarks.chaos.light",
+                FOLDTUNE_DEBUG="1",
+                FOLDTUNE_HISTORY=str(root / "history"),
+                FOLDTUNE_LIGHT_LOG=str(root / "steps"),
+                FOLDTUNE_LIGHT_EPOCH_SECONDS=str(pace),
+                FOLDTUNE_LIGHT_SLOTS=str(options.slots),
+            ),
+            root / "history",
+        )
+        storm = Storm(fleet, postgres, proxies, root / "home" / "spool", faults)
+        watch = Watch(str(root / "steps"), postgres.canary, root / "home" / "spool")
+        began = time.monotonic()
+        try:
+            watch.start()
+            storm.rage(options.patience)
+            storm.injector.heal()
+            late = fleet.drain()
+        finally:
+            (root / "logs" / "faults.log").write_text("\n".join(storm.injector.journal), encoding="utf-8")
+            fleet.kill()
+            watch.stop()
+        seconds = time.monotonic() - began
+        time.sleep(0.5)  # for trainers whose supervisor had to be killed
+        late += [f"process {pid} was left behind" for pid in sorted(watch.trainers) if processes.alive(pid)]
+        processes.end({pid for pid in watch.trainers if processes.belongs_to(pid, str(root / "steps"))})
+        with connect(postgres.url).connect() as connection:
+            leaks = collect.secrets_in_tables(connection, postgres.canary)
+        leaks += collect.secrets_in_files(
+            [root / part for part in ("logs", "history", "home", "steps")], postgres.canary
+        )
+        evidence = collect.collect(
+            connect(postgres.url),
+            study.NAME,
+            expected.table,
+            history=root / "history",
+            steps=root / "steps",
+            store=root / "home" / "artifacts",
+            stuck=tuple(storm.stuck),
+            secrets=(*sorted(watch.secrets), *leaks),
+            orphans=(*watch.orphans, *late),
+            exits=tuple(fleet.findings),
+            names=expected.params,
+        )
+        connect(postgres.url).dispose()
+    return Run(
+        evidence=evidence,
+        kills=storm.injector.kills,
+        killed=storm.injector.killed,
+        faults={kind.value: count for kind, count in sorted(storm.injector.done.items())},
+        skipped=storm.skipped,
+        exits=dict(fleet.exits),
+        leaving=fleet.leaving,
+        started=fleet.started,
+        seconds=seconds,
+        epoch_seconds=pace,
+        notes={"lost replies to COMMIT": sum(proxy.swallowed for proxy in proxies), "complete": storm.complete},
+    )
+
+
+def _way(postgres: Postgres, proxies: Sequence[Proxy], place: int) -> Any:
+    """Every other worker reaches the database through a proxy."""
+    if place % 2 == 0:
+        return postgres.url
+    return postgres.url.set(port=proxies[place // 2 % len(proxies)].port)
+
+
+class Storm:
+    """Faults at a pace that the machine bears, until the study is complete or the time is over."""
+
+    def __init__(
+        self, fleet: Fleet, postgres: Postgres, proxies: Sequence[Proxy], spool: Path, faults: Sequence[Fault]
+    ) -> None:
+        self.fleet = fleet
+        self.postgres = postgres
+        self.injector = Injector(fleet, postgres, proxies, spool)
+        self.faults = deque((fault, 0) for fault in faults)
+        self.pace = FIRST_PACE
+        self.stuck: list[str] = []
+        self.skipped: dict[str, int] = {}
+        self.complete = False
+        self._next_poll = self._next_talk = 0.0
+
+    def rage(self, seconds: float) -> None:
+        """Go through the faults and wait for the end of the study."""
+        deadline = time.monotonic() + seconds
+        due = time.monotonic() + 3.0
+        while time.monotonic() < deadline and not self.complete:
+            self.fleet.fill()
+            self.injector.tick()
+            if self.faults and time.monotonic() >= due:
+                due = time.monotonic() + self._next_fault()
+            self._poll()
+            time.sleep(TICK_SECONDS)
+
+    def _next_fault(self) -> float:
+        """Try the next fault; seconds until the one after it."""
+        fault, tries = self.faults.popleft()
+        if self.injector.inject(fault):
+            self._adapt(fault)
+            return self.faults[0][0].gap * self.pace if self.faults else 0.0
+        if tries + 1 < MOST_TRIES:
+            self.faults.insert(3, (fault, tries + 1))
+        else:
+            self.skipped[fault.kind.value] = self.skipped.get(fault.kind.value, 0) + 1
+        return 0.1
+
+    def _adapt(self, fault: Fault) -> None:
+        """Slower while fewer than half of the workers train."""
+        if fault.kills:
+            training = len(self.fleet.busy(processes.table()))
+            slower = training * 2 < len(self.fleet.places)
+            self.pace = min(SLOWEST, self.pace * 1.1) if slower else max(FASTEST, self.pace * 0.95)
+
+    def _poll(self) -> None:
+        """How far the study is; whether anything is stuck."""
+        now = time.monotonic()
+        if now < self._next_poll or self.injector.database_away:
+            return
+        self._next_poll = now + POLL_SECONDS
+        if self.fleet.living():
+            self.stuck += [
+                line
+                for [line] in self.postgres.ask(collect.STUCK.format(bound=collect.BOUND)) or []
+                if line not in self.stuck
+            ]
+        rows = self.postgres.ask("SELECT CAST(state AS text) FROM study")
+        self.complete = bool(rows) and rows != [("open",)]
+        if now >= self._next_talk:
+            self._next_talk = now + 10
+            done = self.postgres.ask("SELECT count(*) FILTER (WHERE state = 'done'), count(*) FROM unit")
+            talk(
+                f"{self.injector.killed} killed, {self.fleet.started} workers started, units done {done and done[0]}, "
+                f"{len(self.faults)} faults to come, pace {self.pace:.2f} s"
+            )

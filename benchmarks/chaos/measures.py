@@ -1,0 +1,68 @@
+"""Figures of a run, from its evidence (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.chaos.evidence import Attempt, Evidence
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A supervisor that was killed, alone or with its trainer."""
+
+    time: float
+    pid: int
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A unit of a killed worker, leased again."""
+
+    seconds: float  # from the kill
+    killed: float  # when, seconds since 1970
+    pid: int
+    unit: int
+    lease_epoch: int
+    cause: str | None  # how the lease of the killed worker ended
+
+
+def recoveries(evidence: Evidence, kills: Sequence[Kill]) -> list[Recovery]:
+    """Every unit that a killed worker held and that was leased again, the soonest first.
+
+    Not in it: units that another worker could end from what the dead one left on disk.
+    """
+    found = []
+    for kill in kills:
+        workers = [w for w in evidence.workers if w.pid == kill.pid and w.started_at.timestamp() <= kill.time]
+        if not workers:
+            continue  # killed before it was entered
+        worker = max(workers, key=lambda worker: worker.started_at)
+        for held in evidence.attempts:
+            if held.worker == worker.id and _held(held, kill.time):
+                again = [
+                    other.granted_at.timestamp()
+                    for other in evidence.attempts
+                    if other.unit == held.unit and other.lease_epoch > held.lease_epoch
+                ]
+                if again:
+                    seconds = min(again) - kill.time
+                    found.append(Recovery(seconds, kill.time, kill.pid, held.unit, held.lease_epoch, held.cause))
+    return sorted(found, key=lambda recovery: recovery.seconds)
+
+
+def _held(attempt: Attempt, time: float) -> bool:
+    ended = attempt.ended_at
+    return attempt.granted_at.timestamp() <= time and (ended is None or ended.timestamp() > time)
+
+
+def wasted_fraction(evidence: Evidence) -> float:
+    """Share of the device seconds of all steps and evaluations that is in no accepted result."""
+    kept = sum(result.seconds for result in evidence.results)
+    return max(0.0, 1 - kept / evidence.seconds_trained) if evidence.seconds_trained else 0.0
+
+
+def median(values: Sequence[float]) -> float | None:
+    """The middle one, the higher of two; None without any."""
+    return sorted(values)[len(values) // 2] if values else None

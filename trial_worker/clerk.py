@@ -1,0 +1,251 @@
+"""The worker's side towards the database: delivers what waits in the spool, then looks for work.
+
+A thread of its own, so that no slow or silent database holds up training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator import artifacts, cleaning, lifecycle, models, queries, snapshots, trials, workers
+from orchestrator.artifacts import Stored
+from orchestrator.contract import EpochDone, Outcome, UnitEnded
+from orchestrator.database.engine import transaction
+from orchestrator.errors import CANNOT_WRITE, FoldtuneError
+from orchestrator.leases import Fenced
+from orchestrator.records import Lease, StudyRecord
+from trial_worker.desk import AllDone, Desk, Lost, NothingNow, Taken, Trouble
+from trial_worker.line import is_away
+from trial_worker.spool import Delivery, Entry, Spool, orphans
+
+ADOPT_SECONDS = 10.0  # between two looks for spools that dead workers left on this machine
+
+
+class Clerk(threading.Thread):
+    """Delivers results, then looks for work."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(name="clerk", daemon=True)
+        self.desk = desk
+        self.wake = threading.Event()  # set: there is something to do
+        self._closing = threading.Event()
+        self._next_adoption = 0.0
+        self._offered = 1  # slots that the database knows of
+        self._data: dict[int, Path] = {}  # study -> its verified rows on this machine
+        self._records: dict[str, StudyRecord] = {}  # studies that this worker met; their state may be older
+        self._swept: set[int] = set()
+
+    def run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self.wake.clear()
+                if not (self._deliver_some() or self._take_one() or self._adopt()):
+                    # workers that wake together would queue at one lock
+                    self.wake.wait(lifecycle.LOOK_SECONDS * random.uniform(0.5, 1.0))
+            self._give_back_untouched()
+            while self._deliver_some():
+                pass
+        except BaseException as error:
+            self.desk.inbox.put(Trouble(error))
+
+    def close(self, patience: float) -> bool:
+        """Deliver what is left, for so long; whether all of it went."""
+        self._closing.set()
+        self.wake.set()
+        self.join(max(0.0, patience))
+        return not self.is_alive() and len(self.desk.spool) == 0
+
+    def _give_back_untouched(self) -> None:
+        """A unit that was taken while the foreman was leaving: it never heard of it."""
+        names = {record.id: record.name for record in self._records.values()}
+        for lease in self.desk.untold():
+            self.desk.deliver(Delivery(names[lease.study], lease, given_back(lease, "the worker left")))
+
+    # --- results ---
+
+    def _deliver_some(self) -> bool:
+        batch = self.desk.spool.batch()
+        if batch:
+            self._deliver(batch, self.desk.spool)
+        return bool(batch)
+
+    def _deliver(self, batch: Sequence[Entry], spool: Spool) -> None:
+        """Tell the database what the entries say: some epochs of one unit, or its end."""
+        desk, last = self.desk, batch[-1].delivery
+        lease, ended = last.lease, isinstance(last.message, UnitEnded)
+        stored: Stored | None = None
+        try:
+            stored = self._upload(last)
+            self._tell([entry.delivery for entry in batch], stored)
+            for entry in batch:
+                desk.note_acknowledged(entry.delivery)
+            if ended:
+                self._over(lease, spool)
+            elif last.message.checkpoint is not None:
+                spool.clear_files(lease, before=last.message.checkpoint.path)
+        except (Fenced, queries.NoStudy) as lost:
+            desk.note("fenced", lease)
+            if stored is not None and isinstance(lost, Fenced):
+                artifacts.discard(self._record(last.study), stored)
+            if desk.holds(lease):
+                desk.inbox.put(Lost(lease, lost.message))
+            self._over(lease, spool)
+        spool.remove(batch)
+
+    def _tell(self, deliveries: Sequence[Delivery], stored: Stored | None) -> None:
+        """Write messages to the database; without their checkpoint where there is no room for that."""
+        desk, last = self.desk, deliveries[-1]
+        lease, message = last.lease, last.message
+        epochs = [one.message for one in deliveries if isinstance(one.message, EpochDone)]
+        try:
+            if isinstance(message, UnitEnded):
+                desk.line.persist(lambda: trials.finish(desk.engine, last.study, lease, message, stored))
+            else:
+                desk.line.persist(lambda: trials.report(desk.engine, lease, epochs, stored))
+        except FoldtuneError as error:
+            if stored is None or error.code != CANNOT_WRITE:
+                raise
+            self._mourn(last, error)
+            self._tell(deliveries, None)
+
+    def _upload(self, delivery: Delivery) -> Stored | None:
+        """Put a message's checkpoint into the study's store; None where it has none, or there is no room for it."""
+        if delivery.message.checkpoint is None:
+            return None
+        try:
+            return artifacts.upload(self._record(delivery.study), delivery.message.checkpoint)
+        except FoldtuneError as error:
+            if error.code != CANNOT_WRITE:
+                raise
+            self._mourn(delivery, error)
+            return None
+
+    def _mourn(self, delivery: Delivery, error: FoldtuneError) -> None:
+        self.desk.say(f"unit {delivery.lease.unit}: {error.message}; the score counts without it")
+
+    def _over(self, lease: Lease, spool: Spool) -> None:
+        self.desk.let_go(lease)
+        spool.clear_files(lease)
+
+    def _record(self, name: str) -> StudyRecord:
+        """What never changes of a study, read once."""
+
+        def read() -> StudyRecord:
+            with transaction(self.desk.engine) as connection:
+                return queries.study(connection, name)
+
+        if name not in self._records:
+            self._records[name] = self.desk.line.persist(read)
+        return self._records[name]
+
+    def _adopt(self) -> bool:
+        """Deliver what dead workers of this machine left behind; what nobody waits for any more is fenced."""
+        if time.monotonic() < self._next_adoption:
+            return False
+        self._next_adoption = time.monotonic() + ADOPT_SECONDS
+        self._tidy()
+        for spool in orphans(self.desk.spool.folder.parent):
+            if len(spool):
+                self.desk.say(f"delivering {len(spool)} results that a worker left on this machine")
+            try:
+                while batch := spool.batch():
+                    self._deliver(batch, spool)
+            finally:
+                spool.close()
+        return False
+
+    def _tidy(self) -> None:
+        """Delete artifacts of no more use, and once for each study what crashes left in its store."""
+        for record in list(self._records.values()):
+            with contextlib.suppress(FoldtuneError, OSError):  # whoever comes next does it
+                cleaning.collect(self.desk.engine, record)
+                if record.id not in self._swept:
+                    cleaning.sweep(self.desk.engine, record)
+                    self._swept.add(record.id)
+
+    # --- work ---
+
+    def _take_one(self) -> bool:
+        desk, wanted = self.desk, self.desk.wanted
+        if desk.slots != self._offered:
+            desk.line.persist(lambda: workers.offer(desk.engine, desk.worker, desk.slots))
+            self._offered = desk.slots
+        training = len(desk.untold())
+        if training >= wanted.slots or self._closing.is_set():
+            return False
+        names = self._open_studies()
+        if not names and desk.names:
+            desk.inbox.put(AllDone())
+            return False
+        if wanted.study is not None:
+            names = [name for name in names if name == wanted.study]
+        taken = desk.line.persist(lambda: trials.take(desk.engine, desk.worker, names, company=training > 0))
+        if taken is None:
+            desk.inbox.put(NothingNow())
+            return False
+        record, lease = taken
+        self._records[record.name] = record  # one of that name may have been deleted and made anew
+        desk.hold(lease)
+        desk.note("leased", lease)
+        try:
+            data = self._rows(record)
+        except FoldtuneError as error:
+            if is_away(error):
+                raise
+            self._refuse(record, lease, error)
+            return True
+        resume = desk.line.persist(
+            lambda: artifacts.fetch(desk.engine, record, lease.unit, desk.spool.folder, desk.say)
+        )
+        desk.inbox.put(Taken(record, lease, data, resume))
+        return True
+
+    def _open_studies(self) -> list[str]:
+        """Names of the studies this worker may work on, oldest first."""
+        desk = self.desk
+
+        def read() -> list[str]:
+            with transaction(desk.engine) as connection:
+                for name in desk.names:
+                    queries.study(connection, name)
+                return queries.study_names(connection, open_only=True)
+
+        names = desk.line.persist(read)
+        return [name for name in names if (not desk.names or name in desk.names) and name not in desk.refused]
+
+    def _rows(self, record: StudyRecord) -> Path:
+        """The study's rows on this machine, its model verified; once for each study."""
+        if record.id not in self._data:
+            models.verify(record.model)
+            desk = self.desk
+            self._data[record.id] = desk.line.persist(lambda: snapshots.fetch(desk.engine, record, desk.cache))
+        return self._data[record.id]
+
+    def _refuse(self, record: StudyRecord, lease: Lease, error: FoldtuneError) -> None:
+        self.desk.say(f"error: {record.name}: {error.message}")
+        self.desk.refused |= {record.name}
+        self.desk.deliver(Delivery(record.name, lease, given_back(lease, "this machine cannot train it")))
+        self.desk.inbox.put(NothingNow())
+
+
+def given_back(lease: Lease, reason: str) -> UnitEnded:
+    """A unit goes back uncharged."""
+    return UnitEnded(
+        unit=lease.unit,
+        lease_epoch=lease.epoch,
+        outcome=Outcome.DROPPED,
+        reason=reason,
+        cause=lifecycle.Cause.RELEASED,
+    )
+
+
+def sign_off(desk: Desk, farewell: str, blameless: Sequence[Lease]) -> None:
+    """Leave the list of workers, if the database can be reached. blameless: whose failures this machine caused."""
+    with contextlib.suppress(FoldtuneError):
+        trials.forgive(desk.engine, desk.worker, blameless)
+        workers.leave(desk.engine, desk.worker, farewell)

@@ -1,0 +1,199 @@
+"""A unit's state as a file: what its seed and settings do not tell, at a step boundary.
+
+Data order, dropout and learning rate are functions of seed and step, so that trainable weights, AdamW's two moments
+and a `Position` are all there is to keep. A file is safetensors, never pickle; its metadata has one entry, `foldtune`,
+a JSON object (see `_header`). Tensors are named PART/PARAMETER: weight, exp_avg and exp_avg_sq in the parameter's own
+shape and type, step () float32.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from orchestrator import durable
+from orchestrator.contract import Checkpoint, ModelPin, TrainUnit, canonical, digest
+from trial_worker.engine.process import versions
+
+FORMAT = 1
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Position:
+    """Where a unit stands.
+
+    epoch: epochs finished, their evaluation included.
+    step: optimizer steps done, those of the unfinished epoch included.
+    nats, weight: training nats of the unfinished epoch, each row under the weights before its own step, and how many
+        labels or supervised tokens they cover.
+    seconds: device seconds that the unfinished epoch had taken when the unit was last broken off.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    nats: float = 0.0
+    weight: int = 0
+    seconds: float = 0.0
+
+    @property
+    def train_loss(self) -> float:
+        return self.nats / max(self.weight, 1)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file says, not yet compared with the network it is for; path: for messages."""
+
+    path: str
+    kind: str
+    position: Position
+    tensors: dict[str, Tensor]
+
+
+def identity(unit: TrainUnit, pin: ModelPin) -> str:
+    """sha256 of all that a unit's numbers depend on, whichever machine or lease trains it."""
+    model = {"pin": pin.pin, "pooling": pin.pooling, "normalize": pin.normalize}  # its path differs by machine
+    return digest(
+        {
+            "seed": unit.seed,
+            "settings": asdict(unit.settings),
+            "train": unit.train,
+            "validation": unit.validation,
+            "model": model,
+        }
+    )
+
+
+def write(
+    path: Path,
+    kind: str,
+    unit: str,
+    position: Position,
+    parameters: Mapping[str, nn.Parameter],
+    adamw: torch.optim.AdamW,
+) -> Checkpoint:
+    """Write a state whole or not at all; equal states give equal files.
+
+    kind: "resume", or "adapter" for the weights alone. unit: its `identity`.
+
+    Raises:
+        OSError: no room, or no such folder.
+    """
+    tensors = {f"weight/{name}": p.detach() for name, p in parameters.items()}
+    if kind == "resume":
+        # a parameter that no batch has reached has no state, and must be without it after a resume too
+        tensors |= {f"{part}/{name}": t for name, p in parameters.items() for part, t in adamw.state.get(p, {}).items()}
+    header = canonical(_header(kind, unit, position))
+    content = safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"foldtune": header})
+    sha256 = durable.write(path, content)
+    return Checkpoint(
+        path=str(path), sha256=sha256, bytes=len(content), kind=kind, epoch=position.epoch, step=position.step
+    )
+
+
+def _header(kind: str, unit: str, position: Position) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "unit": unit,
+        **asdict(position),
+        "nats": position.nats.hex(),  # exact: the mean of the epoch is to be the same to the last bit
+        "versions": versions(),
+    }
+
+
+def read(checkpoint: Checkpoint, unit: str) -> Saved:
+    """The state of a file; nothing of the message but path and sha256 is believed, the header says the rest.
+
+    unit: `identity` of the unit that goes on.
+
+    Raises:
+        ValueError: the file is not there, damaged, of another format or of another unit; one line.
+    """
+    path = checkpoint.path
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    # what is checked is what is used: the file is not opened again
+    if (found := durable.sha256(content)) != checkpoint.sha256:
+        raise ValueError(f"checkpoint {path} is damaged: sha256 must be {checkpoint.sha256}, got {found}")
+    try:
+        tensors = safetensors.torch.load(content)
+        header = json.loads(_metadata(content)["foldtune"])
+        version = header["format"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint {path} is no state of a unit ({type(error).__name__})") from error
+    if version != FORMAT:
+        raise ValueError(f"checkpoint {path}: format must be {FORMAT}, got {version!r}")
+    if header.get("unit") != unit:
+        raise ValueError(f"checkpoint {path} belongs to another unit: seed, settings, rows or model differ")
+    return Saved(path, str(header.get("kind")), _position(header, path), tensors)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """safetensors has a reader of metadata for files only; the format is 8 bytes of length, then JSON."""
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, str] = json.loads(content[8 : 8 + length])["__metadata__"]
+    return found
+
+
+def _position(header: Mapping[str, Any], path: str) -> Position:
+    try:
+        position = Position(
+            epoch=int(header["epoch"]),
+            step=int(header["step"]),
+            nats=float.fromhex(header["nats"]),
+            weight=int(header["weight"]),
+            seconds=float(header["seconds"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint {path}: its header does not say where the unit stands") from error
+    if not (math.isfinite(position.nats) and position.weight >= 0 and 0 <= position.seconds < math.inf):
+        raise ValueError(f"checkpoint {path}: {position} is no place of a unit")
+    return position
+
+
+def restore(saved: Saved, parameters: Mapping[str, nn.Parameter], adamw: torch.optim.AdamW) -> None:
+    """Give weights and AdamW their saved bits.
+
+    Raises:
+        ValueError: weights alone, or tensors that are not this network's; nothing is changed then.
+    """
+    if saved.kind != "resume":
+        raise ValueError(f"checkpoint {saved.path}: kind must be resume to go on from it, got {saved.kind!r}")
+    _refuse_unless_fitting(saved, parameters)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(saved.tensors[f"weight/{name}"])
+            if f"step/{name}" in saved.tensors:
+                adamw.state[parameter] = {
+                    "step": saved.tensors[f"step/{name}"].to(parameter.device, copy=True),  # fused: on the device
+                    **{part: torch.empty_like(parameter).copy_(saved.tensors[f"{part}/{name}"]) for part in _MOMENTS},
+                }
+
+
+def _refuse_unless_fitting(saved: Saved, parameters: Mapping[str, nn.Parameter]) -> None:
+    """copy_ would broadcast a smaller tensor, and round one of another type, without any error."""
+    expected = {f"weight/{name}": (p.shape, p.dtype) for name, p in parameters.items()}
+    for name, p in parameters.items():
+        if f"step/{name}" in saved.tensors:
+            expected |= {f"{part}/{name}": (p.shape, p.dtype) for part in _MOMENTS}
+            expected[f"step/{name}"] = (torch.Size(), torch.float32)
+    if odd := sorted(expected.keys() ^ saved.tensors.keys()):
+        raise ValueError(f"checkpoint {saved.path}: it and the model do not share {len(odd)} tensors, as {odd[0]}")
+    for name, form in expected.items():
+        tensor = saved.tensors[name]
+        if (tensor.shape, tensor.dtype) != form:
+            must, got = (f"{tuple(shape)} {dtype}" for shape, dtype in (form, (tensor.shape, tensor.dtype)))
+            raise ValueError(f"checkpoint {saved.path}: {name} must be {must}, got {got}")

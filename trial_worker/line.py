@@ -1,0 +1,67 @@
+"""Calls to the database that go through as soon as it answers."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from orchestrator.errors import UNAVAILABLE, FoldtuneError
+
+GIVE_UP_SECONDS = float(os.environ.get("FOLDTUNE_GIVE_UP_SECONDS", 600))  # how long the database may be away
+
+T = TypeVar("T")
+
+
+class Line:
+    """One worker's way to the database, for all its threads: an outage is told once, and its end too."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.closing = threading.Event()  # set: no call is tried again
+        self._say = say
+        self._guard = threading.Lock()
+        self._away_since: float | None = None
+
+    def persist(self, action: Callable[[], T]) -> T:
+        """Do it, again and again while the database is away. Every action here may safely happen twice.
+
+        Raises:
+            FoldtuneError: with code UNAVAILABLE after GIVE_UP_SECONDS, or at once while closing.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_away),
+            wait=tenacity.wait_random_exponential(0.2, max=3),
+            stop=tenacity.stop_after_delay(GIVE_UP_SECONDS) | tenacity.stop_when_event_set(self.closing),
+            before_sleep=self._lost,
+            sleep=tenacity.sleep_using_event(self.closing),
+            reraise=True,
+        )
+        done = retrying(action)
+        self._found()
+        return done
+
+    def _lost(self, state: tenacity.RetryCallState) -> None:
+        with self._guard:
+            if self._away_since is not None:
+                return
+            self._away_since = time.monotonic()
+        assert state.outcome is not None
+        until = time.strftime("%H:%M:%S", time.localtime(time.time() + GIVE_UP_SECONDS))
+        error = state.outcome.exception()
+        said = error.message if isinstance(error, FoldtuneError) else error
+        self._say(f"{said}; training goes on, results wait on this machine; giving up at {until}")
+
+    def _found(self) -> None:
+        with self._guard:
+            since, self._away_since = self._away_since, None
+        if since is not None:
+            self._say(f"the database answers again after {time.monotonic() - since:.0f} s")
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the database cannot be reached now, rather than that something is wrong."""
+    return isinstance(error, FoldtuneError) and error.code == UNAVAILABLE

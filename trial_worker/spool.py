@@ -1,0 +1,136 @@
+"""What a worker has yet to tell the database, on this machine's disk.
+
+Training goes on while the database is away; what it brings waits here in order and is delivered once. A worker that
+dies leaves its spool, and the next one on this machine that finds it delivers what is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator import contract, durable
+from orchestrator.contract import EpochDone, UnitEnded
+from orchestrator.crash_points import reach
+from orchestrator.records import Lease
+
+LOCK = "lock"
+BATCH = 50  # entries delivered in one transaction at most
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message of the trainer on its way to the database."""
+
+    study: str
+    lease: Lease
+    message: EpochDone | UnitEnded
+
+    def to_json(self) -> str:
+        return json.dumps({"study": self.study, "lease": asdict(self.lease), "message": contract.encode(self.message)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Delivery:
+        """Raises ValueError, KeyError or TypeError for anything that `to_json` did not write."""
+        raw = json.loads(text)
+        return cls(raw["study"], contract.build(Lease, raw["lease"]), contract.decode(raw["message"]))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A delivery and the file that keeps it; None where the disk had no room."""
+
+    delivery: Delivery
+    file: Path | None
+
+
+class Spool:
+    """A queue that survives its process. One thread adds, one takes."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError where the folder cannot be made, BlockingIOError where a living process owns it."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise
+        self._guard = threading.Lock()
+        self._entries: deque[Entry] = deque()
+        self._number = 0
+        for file in sorted(folder.glob("*.json")):
+            self._number = int(file.stem)
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off by a full disk: nobody relied on it
+                self._entries.append(Entry(Delivery.from_json(file.read_text(encoding="utf-8")), file))
+
+    def add(self, delivery: Delivery) -> OSError | None:
+        """Keep a delivery; the error where it could be kept in memory only."""
+        self._number += 1
+        file, failure = self.folder / f"{self._number:08}.json", None
+        try:
+            durable.write(file, delivery.to_json().encode())
+        except OSError as error:
+            failure = error
+        with self._guard:
+            self._entries.append(Entry(delivery, None if failure else file))
+        return failure
+
+    def batch(self) -> list[Entry]:
+        """The oldest entry, and the epochs after it of the same lease: they travel together. Empty: nothing waits."""
+        with self._guard:
+            waiting = list(self._entries)
+        batch = waiting[:1]
+        for entry in waiting[1:BATCH]:
+            if any(not isinstance(one.delivery.message, EpochDone) for one in (batch[0], entry)):
+                break
+            if entry.delivery.lease.token != batch[0].delivery.lease.token:
+                break
+            batch.append(entry)
+        return batch
+
+    def remove(self, entries: Iterable[Entry]) -> None:
+        """Forget entries that were delivered, or that nobody wants any more."""
+        for entry in entries:
+            with self._guard:
+                self._entries.remove(entry)
+            if entry.file is not None:
+                reach("before an entry of the spool is removed")
+                entry.file.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        with self._guard:
+            return len(self._entries)
+
+    def clear_files(self, lease: Lease, *, before: str | None = None) -> None:
+        """Remove the checkpoint files of a unit; with `before` only those older than that one."""
+        kept = Path(before).name if before else None
+        mine = [*self.folder.glob(f"u{lease.unit}-*"), *self.folder.glob(f"resume-unit{lease.unit}-*")]
+        for file in sorted(mine, key=lambda file: file.stat().st_mtime_ns):
+            if file.name == kept:
+                return
+            file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the folder up; it is removed if nothing waits in it."""
+        if len(self) == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+
+
+def orphans(root: Path) -> Iterator[Spool]:
+    """Spools whose process is gone, to be delivered and closed by the caller."""
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if not (folder / LOCK).exists():
+            continue
+        with contextlib.suppress(OSError):
+            yield Spool(folder)

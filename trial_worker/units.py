@@ -1,0 +1,75 @@
+"""A held unit and the messages about it (pure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.contract import Checkpoint, OpenStudy, Outcome, TrainUnit, UnitEnded, derive_seed
+from orchestrator.records import Lease
+from trial_worker.desk import Taken
+
+
+@dataclass(frozen=True)
+class Held:
+    """A unit of this worker, and where it is."""
+
+    taken: Taken
+    checkpoint: Checkpoint | None  # its newest, on this machine
+    epoch: int = 0  # the last one it reported here
+    sent: bool = False  # the trainer has it
+    kills: int = 0  # of its trainer from outside, without an epoch in between
+    most_rows: int | None = None  # in one micro-step
+
+    @property
+    def lease(self) -> Lease:
+        return self.taken.lease
+
+    @property
+    def study(self) -> str:
+        """The study's name."""
+        return self.taken.record.name
+
+    @property
+    def complete(self) -> bool:
+        """Whether its last epoch was reported: whatever happens now, nothing is left to train."""
+        return self.epoch == self.lease.settings.epochs
+
+    def ended(self, outcome: Outcome, reason: str, **more: Any) -> UnitEnded:
+        """The end of this unit, as the supervisor sees it."""
+        return UnitEnded(unit=self.lease.unit, lease_epoch=self.lease.epoch, outcome=outcome, reason=reason, **more)
+
+
+def open_message(taken: Taken) -> OpenStudy:
+    """What the trainer needs to load a study."""
+    record = taken.record
+    return OpenStudy(
+        study=record.id,
+        name=record.name,
+        task=record.spec.task,
+        model=record.model,
+        data=str(taken.data),
+        labels=record.labels,
+    )
+
+
+def work(held: Held, scratch: str) -> TrainUnit:
+    """What the trainer needs to train a unit. Seeds know nothing of trial numbers, attempts and workers."""
+    record, lease = held.taken.record, held.lease
+    train, validation = record.plan.split(lease.repeat, lease.fold)
+    return TrainUnit(
+        study=record.id,
+        unit=lease.unit,
+        lease_epoch=lease.epoch,
+        trial=lease.trial,
+        repeat=lease.repeat,
+        fold=lease.fold,
+        seed=derive_seed(record.spec.seed, lease.configuration, lease.fold, lease.repeat),
+        settings=lease.settings,
+        train=train,
+        validation=validation,
+        seconds_left=lease.seconds_left,
+        scratch=scratch,
+        resume=held.checkpoint if held.checkpoint is not None and held.checkpoint.kind == "resume" else None,
+        most_rows=held.most_rows,
+    )
