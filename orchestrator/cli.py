@@ -147,7 +147,7 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
     for failure in reading.failures(engine, study):
         reason = printable(failure["reason"])
         say(f"trial {failure['trial']} fold {failure['fold'] + 1} {failure['state']}: {reason}")
-        for line in failure["evidence"].rstrip().splitlines()[-8:]:
+        for line in reading.excerpt(failure["evidence"]):
             say("    " + printable(line))
 
 

@@ -40,6 +40,7 @@ def cause_of(outcome: Outcome, said: str) -> str:
         return said or Cause.RELEASED
     return said or (Cause.EXCEPTION if outcome == Outcome.FAILED else outcome.value)
 
+
 # State of a trial -> what Optuna is told. A NaN told as FAIL would teach the sampler nothing, and a partial mean
 # told as COMPLETE would let easy folds win.
 TOLD = {

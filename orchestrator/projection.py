@@ -93,9 +93,17 @@ def _tell_ended(connection: Connection, shown: Any, record: StudyRecord, trials:
         if trial.number is not None:
             folds = results.get(trial.duplicate_of or trial.id, [])
             attributes = _attributes(record, folds)
-            note = words.trial_note(record, trial, folds)
+            note = words.trial_note(record, trial, folds, _evidence(connection, trial))
             study.show_end(shown, trial.number, _past(record, trial, results), attributes, note)
         connection.execute(text("UPDATE trial SET told = true WHERE id = :id"), {"id": trial.id})
+
+
+def _evidence(connection: Connection, trial: TrialRecord) -> str:
+    """What is known of a failure."""
+    if trial.state != "failed":
+        return ""
+    query = "SELECT evidence FROM unit WHERE trial = :trial AND state = 'failed' ORDER BY id LIMIT 1"
+    return str(queries.scalar(connection, query, trial=trial.id) or "")
 
 
 def _attributes(record: StudyRecord, folds: list[FoldResult]) -> dict[str, Any]:

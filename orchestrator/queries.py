@@ -69,6 +69,11 @@ def fold_results(connection: Connection, study_id: int, trial_ids: Sequence[int]
     return [FoldResult(**row) for row in rows.mappings()]
 
 
+def identity(connection: Connection) -> str:
+    """Which database this is, whatever host and port it is reached by."""
+    return str(scalar(connection, "SELECT id FROM identity"))
+
+
 def scalar(connection: Connection, query: str, **parameters: Any) -> Any:
     """One value."""
     return connection.execute(text(query), parameters).scalar()

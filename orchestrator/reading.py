@@ -138,6 +138,12 @@ def failures(engine: Engine, name: str) -> list[dict[str, Any]]:
         return [dict(row) for row in rows.mappings()]
 
 
+def excerpt(evidence: str, lines: int = 8) -> list[str]:
+    """Where a unit failed, and the last that was heard of it."""
+    said = evidence.rstrip().splitlines()
+    return said if len(said) <= lines + 1 else [said[0], "...", *said[-lines:]]
+
+
 def _units(connection: Connection, study_id: int) -> dict[int, dict[str, int]]:
     rows = connection.execute(
         text("SELECT trial, CAST(state AS text), count(*) FROM unit WHERE study = :study GROUP BY trial, state"),

@@ -69,8 +69,11 @@ def _findings(record: StudyRecord, trials: Sequence[TrialRecord]) -> list[str]:
     return lines
 
 
-def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResult]) -> str:
-    """A trial's note, Markdown."""
+def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResult], evidence: str = "") -> str:
+    """A trial's note, Markdown.
+
+    evidence: of a failure: where it happened, traceback, the trainer's last words.
+    """
     origin = {"default": "The default configuration", "grid": "A point of the grid", "random": "Drawn at random"}
     opening = origin.get(trial.origin, "Proposed by the sampler's model")
     lines = [f"{opening}: {assignment(trial.params)}."]
@@ -87,6 +90,9 @@ def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResu
             "|---|---|---|---|---|---|",
         ]
         lines += [_fold_line(fold) for fold in folds]
+    if evidence:  # indented, so that nothing in it is read as Markdown
+        lines += ["", "Evidence:", "", *("    " + line for line in evidence.splitlines()[:1])]
+        lines += ["    " + line for line in evidence.splitlines()[1:][-30:]]
     return "\n".join(lines)
 
 

@@ -87,7 +87,7 @@ class Clerk(threading.Thread):
             if ended:
                 self._over(lease, spool)
             elif last.message.checkpoint is not None:
-                spool.clear_files(lease, before=last.message.checkpoint.path)
+                spool.clear_files(lease, before=last.message.checkpoint)
         except (Fenced, queries.NoStudy) as lost:
             desk.note("fenced", lease)
             if stored is not None and isinstance(lost, Fenced):

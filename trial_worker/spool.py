@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 from collections import deque
@@ -18,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator import contract, durable
-from orchestrator.contract import EpochDone, UnitEnded
+from orchestrator.contract import Checkpoint, EpochDone, UnitEnded
 from orchestrator.crash_points import reach
 from orchestrator.records import Lease
 
 LOCK = "lock"
+_PLACE = re.compile(r"-e(?P<epoch>\d+)-s(?P<step>\d+)\.safetensors$")
 BATCH = 50  # entries delivered in one transaction at most
 
 
@@ -111,14 +113,14 @@ class Spool:
         with self._guard:
             return len(self._entries)
 
-    def clear_files(self, lease: Lease, *, before: str | None = None) -> None:
-        """Remove the checkpoint files of a unit; with `before` only those older than that one."""
-        kept = Path(before).name if before else None
-        mine = [*self.folder.glob(f"u{lease.unit}-*"), *self.folder.glob(f"resume-unit{lease.unit}-*")]
-        for file in sorted(mine, key=lambda file: file.stat().st_mtime_ns):
-            if file.name == kept:
-                return
-            file.unlink(missing_ok=True)
+    def clear_files(self, lease: Lease, *, before: Checkpoint | None = None) -> None:
+        """Remove the checkpoint files of a unit, unfinished ones too; with `before` only older ones."""
+        for file in [*self.folder.glob(f"u{lease.unit}-*"), *self.folder.glob(f"resume-unit{lease.unit}-*")]:
+            found = _PLACE.search(file.name)
+            place = (int(found["epoch"]), int(found["step"])) if found else None
+            # a file without a place is being written by the trainer, and will lose that name any moment
+            if before is None or (place is not None and place < (before.epoch, before.step)):
+                file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the folder up; it is removed if nothing waits in it."""

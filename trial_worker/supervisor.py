@@ -16,8 +16,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from orchestrator import contract, lifecycle, workers
-from orchestrator.database.engine import connect, storage_url
+from orchestrator import lifecycle, queries, workers
+from orchestrator.database.engine import connect, storage_url, transaction
 from orchestrator.database.home import locate
 from orchestrator.errors import BUG, CANNOT_WRITE, FoldtuneError
 from trial_worker.clerk import sign_off
@@ -87,11 +87,11 @@ def _work(options: argparse.Namespace) -> int:
 
 def open_desk(options: argparse.Namespace) -> Desk:
     """Connect, register as a worker, claim a device, make the spool."""
-    url = storage_url(None)
-    engine = connect(url)
+    engine = connect(storage_url(None))
+    with transaction(engine) as connection:
+        place = queries.identity(connection)
     worker, device = workers.register(engine, workers.chosen_devices(options.device), name=options.name)
     home = locate().client
-    place = contract.digest([url.host, url.port, url.database])[:12]  # results are of use to their database only
     try:
         spool = Spool(home / "spool" / place / f"{worker}-{os.getpid()}")
     except OSError as error:

@@ -28,6 +28,7 @@ FIRST_PACE = 1.0  # seconds between two kills, to begin with
 FASTEST, SLOWEST = 0.3, 4.0
 POLL_SECONDS = 0.5
 TICK_SECONDS = 0.03
+MOST_FINDINGS = 10  # workers that ended by a bug: there is no use in going on
 MOST_TRIES = 200  # of a fault that finds no victim
 
 
@@ -221,7 +222,7 @@ class Storm:
         """Go through the faults and wait for the end of the study."""
         deadline = time.monotonic() + seconds
         due = time.monotonic() + 3.0
-        while time.monotonic() < deadline and not self.complete:
+        while time.monotonic() < deadline and not self.complete and len(self.fleet.findings) < MOST_FINDINGS:
             self.fleet.fill()
             self.injector.tick()
             if self.faults and time.monotonic() >= due:

@@ -66,7 +66,9 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._cut)
 
     def close(self) -> None:
-        """End it, connections included."""
+        """End it, connections included; once is enough."""
+        if not self._thread.is_alive():
+            return
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(5)
 

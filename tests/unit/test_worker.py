@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.contract import EpochDone, Outcome, Predictions, Settings, UnitEnded, encode
+from orchestrator.contract import Checkpoint, EpochDone, Outcome, Predictions, Settings, UnitEnded, encode
 from orchestrator.database.engine import readable_errors
 from orchestrator.errors import UNAVAILABLE, FoldtuneError
 from orchestrator.lifecycle import PATIENCE, Cause
@@ -189,14 +189,15 @@ def test_without_room_on_the_disk_results_wait_in_memory(tmp_path: Path, monkeyp
 
 def test_files_of_a_unit_go_when_a_newer_checkpoint_is_stored(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    names = ["resume-unit7-e1-s4.safetensors", "u7-l1-e2-s8.safetensors", "u7-l1-e3-s12.safetensors", "u8-l1-e1-s4.x"]
-    for second, name in enumerate(names):
+    names = ["resume-unit7-e1-s4.safetensors", "u7-l1-e2-s8.safetensors", "u7-l1-e3-s12.safetensors"]
+    names += ["u7-l1-e4-s16.safetensors.99.tmp", "u8-l1-e1-s4.safetensors"]
+    for name in names:
         (tmp_path / name).touch()
-        os.utime(tmp_path / name, (second, second))
-    spool.clear_files(LEASE, before=str(tmp_path / names[2]))
-    assert sorted(file.name for file in tmp_path.glob("*u*7*")) == [names[2]]
+    stored = Checkpoint(path="", sha256="", bytes=0, kind="resume", epoch=3, step=12)
+    spool.clear_files(LEASE, before=stored)
+    assert sorted(file.name for file in tmp_path.glob("*u*")) == names[2:]
     spool.clear_files(LEASE)
-    assert [file.name for file in tmp_path.glob("u*")] == [names[3]]
+    assert [file.name for file in tmp_path.glob("*u*")] == names[4:]
 
 
 # --- the line to the database ---

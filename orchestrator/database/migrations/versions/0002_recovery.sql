@@ -50,3 +50,7 @@ ALTER TABLE artifact ALTER COLUMN content SET STORAGE EXTERNAL;  -- weights do n
 -- Where trained weights go, and how many trials keep theirs: {"store": "database" | absolute folder | URL, "keep": n,
 -- "folder": the study's own in any store; another database may have a study of the same name}
 ALTER TABLE study ADD COLUMN artifacts json NOT NULL DEFAULT '{"store": "database", "keep": 3}';
+
+-- Which database this is, whatever host and port it is reached by: results that wait on a worker's disk are for it alone.
+CREATE TABLE identity (id uuid PRIMARY KEY DEFAULT gen_random_uuid());
+INSERT INTO identity DEFAULT VALUES;
