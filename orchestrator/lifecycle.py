@@ -10,7 +10,7 @@ from orchestrator.contract import Outcome
 LEASE_SECONDS = 30.0  # a lease lives this long on the database's clock
 RENEW_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # how often a worker without work looks for some
-DEADLINE_SECONDS = 10.0  # `database.deadline`: the longest a look may take
+LOCK_SECONDS = 9.0  # and waits so long at most for another worker's lock
 RETURN_SECONDS = 10.0  # after the server's start its leases are left alone so long, for their owners to come back
 MAX_CHARGES = 3  # a unit that fails this often by itself has failed for good
 PATIENCE = 3  # kills in a row without a reported epoch before the unit is charged for it
@@ -29,9 +29,10 @@ class Cause(StrEnum):
     HANG = "hang"  # no step ended for too long
 
 
-def recovery_bound() -> float:
-    """Seconds after which a killed worker's units are claimable at most: its lease runs out, then somebody looks."""
-    return LEASE_SECONDS + LOOK_SECONDS + DEADLINE_SECONDS * 0.9
+def recovery_bound() -> str:
+    """How soon a killed worker's units are claimable, and why, in words."""
+    total = LEASE_SECONDS + LOOK_SECONDS + LOCK_SECONDS
+    return f"{total:.0f} s (lease {LEASE_SECONDS:.0f} s + look {LOOK_SECONDS:.0f} s + lock {LOCK_SECONDS:.0f} s)"
 
 
 def cause_of(outcome: Outcome, said: str) -> str:

@@ -6,6 +6,8 @@ The Optuna study in Postgres is a projection for the dashboard and for people's 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -133,7 +136,7 @@ def _storage(url: URL) -> RDBStorage:
             url.render_as_string(hide_password=False),
             engine_kwargs={"pool_pre_ping": True, "pool_size": 1, "max_overflow": 1, "connect_args": arguments},
         )
-    name_crash_points(storage.engine)
+    name_crash_points(storage.engine, "optuna: ")
     return storage
 
 
@@ -197,9 +200,22 @@ def show_end(shown: optuna.Study, number: int, past: Past, attributes: Mapping[s
 
 def save_note(shown: optuna.Study, number: int | None, note: str) -> None:
     """The words the dashboard shows beside a trial, or beside the study (number None)."""
-    import optuna_dashboard  # takes seconds: it brings scikit-learn
+    target = shown if number is None else Trial(shown, _frozen(shown, number)._trial_id)
+    _notes().save_note(target, note)
 
-    optuna_dashboard.save_note(shown if number is None else Trial(shown, _frozen(shown, number)._trial_id), note)
+
+@cache
+def _notes() -> Any:
+    """optuna-dashboard's module for notes, without its package: that brings scikit-learn and a web server, seconds."""
+    package = importlib.util.find_spec("optuna_dashboard")
+    folders = (package.submodule_search_locations if package else None) or []
+    for file in (Path(folder) / "_note.py" for folder in folders):
+        spec = importlib.util.spec_from_file_location("_foldtune_dashboard_note", file)
+        if file.exists() and spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    return importlib.import_module("optuna_dashboard")  # a version that has it elsewhere
 
 
 def orphans(shown: optuna.Study, keys: Iterable[str]) -> list[int]:

@@ -100,10 +100,8 @@ def open_desk(options: argparse.Namespace) -> Desk:
             help="set FOLDTUNE_HOME to a folder you may write to",
             code=CANNOT_WRITE,
         ) from None
-    say(
-        f"worker {worker} on {device.name}: looking for work; if it is killed, its units are free after at most "
-        f"{lifecycle.recovery_bound():.0f} s"
-    )
+    say(f"worker {worker} on {device.name}: looking for work")
+    say(f"if this worker is killed, its units are claimable after at most {lifecycle.recovery_bound()}")
     return Desk(
         engine=engine,
         worker=worker,

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos import checker, harness, report
-from benchmarks.chaos.harness import Options, talk
+from benchmarks.chaos.harness import Options
+from benchmarks.chaos.storm import talk
 
 SHOWN = 30  # violations on stderr
 

@@ -31,9 +31,11 @@ def check(evidence: Evidence) -> list[Violation]:
 def one_terminal_state(evidence: Evidence) -> list[str]:
     """I1: every planned point ends in exactly one terminal state, and Optuna shows just that."""
     own = by_configuration(evidence)
-    found = [f"{lost} is {state_of(own.get(lost, []))}, not in a terminal state" for lost in lost_points(evidence)]
+    found = [
+        f"point {lost[:12]} is {state_of(own.get(lost, []))}, not in a terminal state" for lost in lost_points(evidence)
+    ]
     found += [f"trial {trial.id} is of no planned point" for trial in invented(evidence)]
-    found += [f"{point}: {len(trials)} trials" for point, trials in own.items() if len(trials) > 1]
+    found += [f"point {point[:12]} has {len(trials)} trials" for point, trials in own.items() if len(trials) > 1]
     return found + list(_projection(evidence))
 
 
@@ -73,7 +75,7 @@ def accepted_once(evidence: Evidence) -> list[str]:
     for point, trials in by_configuration(evidence).items():
         complete = [trial.id for trial in trials if trial.state == "complete"]
         if len(complete) > 1:
-            found.append(f"{point} was completed by trials {complete}")
+            found.append(f"point {point[:12]} was completed by trials {complete}")
     told: Counter[tuple[str, int | None, int | None]] = Counter()
     for event in evidence.witnessed or ():
         if event.what == "accepted":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -136,7 +136,6 @@ class Evidence:
     orphans: Sequence[str] = ()
     exits: Sequence[str] = ()  # workers that ended as none should
     seconds_trained: float = 0.0  # device seconds of every step, kept or lost
-    names: Mapping[str, str] = field(default_factory=dict)  # configuration -> its parameters, for people
 
 
 def read_history(pid: int, text: str) -> list[Noted]:

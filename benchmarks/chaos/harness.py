@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +15,13 @@ from typing import Any
 from benchmarks.chaos import collect, processes, schedule, study
 from benchmarks.chaos.evidence import Evidence
 from benchmarks.chaos.fleet import Fleet, environment
-from benchmarks.chaos.inject import Injector
 from benchmarks.chaos.measures import Kill
 from benchmarks.chaos.postgres import Postgres
 from benchmarks.chaos.proxy import Proxy
 from benchmarks.chaos.schedule import Fault
+from benchmarks.chaos.storm import FIRST_PACE, Storm, talk
 from benchmarks.chaos.watch import Watch
 from orchestrator.database.engine import connect
-
-FIRST_PACE = 1.0  # seconds between two kills, to begin with
-FASTEST, SLOWEST = 0.3, 4.0
-POLL_SECONDS = 0.5
-TICK_SECONDS = 0.03
-MOST_FINDINGS = 10  # workers that ended by a bug: there is no use in going on
-MOST_TRIES = 200  # of a fault that finds no victim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +65,12 @@ class Run:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def talk(line: str) -> None:
-    """Progress, for people."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def workplace(keep: Path | None = None) -> Iterator[Path]:
     """A folder that every account can pass, gone afterwards whatever happens."""
     root = Path(tempfile.mkdtemp(prefix="foldtune-chaos-", dir="/tmp"))
     root.chmod(0o755)
+    talk(f"working in {root}")
     try:
         yield root
     finally:
@@ -123,12 +111,12 @@ def run(options: Options) -> Run:
             (root / folder).mkdir()
         engine = connect(postgres.url)
         path = study.write(root / "study", trials=options.points, seed=options.seed)
-        record = study.launched(engine, path)
+        study.launched(engine, path)
         with engine.begin() as connection:
             collect.install_witness(connection)
         engine.dispose()
         talk(f"{options.points} points launched; training them undisturbed")
-        expected = study.expected(record, path)
+        expected = study.expected(study.planned(path))
         pace = epoch_seconds(options, faults)
         fleet = Fleet(
             [sys.executable, "-m", "trial_worker", "--device", "cpu", study.NAME],
@@ -169,7 +157,7 @@ def run(options: Options) -> Run:
         evidence = collect.collect(
             connect(postgres.url),
             study.NAME,
-            expected.table,
+            expected,
             history=root / "history",
             steps=root / "steps",
             store=root / "home" / "artifacts",
@@ -177,7 +165,6 @@ def run(options: Options) -> Run:
             secrets=(*sorted(watch.secrets), *leaks),
             orphans=(*watch.orphans, *late),
             exits=tuple(fleet.findings),
-            names=expected.params,
         )
         connect(postgres.url).dispose()
     return Run(
@@ -200,73 +187,3 @@ def _way(postgres: Postgres, proxies: Sequence[Proxy], place: int) -> Any:
     if place % 2 == 0:
         return postgres.url
     return postgres.url.set(port=proxies[place // 2 % len(proxies)].port)
-
-
-class Storm:
-    """Faults at a pace that the machine bears, until the study is complete or the time is over."""
-
-    def __init__(
-        self, fleet: Fleet, postgres: Postgres, proxies: Sequence[Proxy], spool: Path, faults: Sequence[Fault]
-    ) -> None:
-        self.fleet = fleet
-        self.postgres = postgres
-        self.injector = Injector(fleet, postgres, proxies, spool)
-        self.faults = deque((fault, 0) for fault in faults)
-        self.pace = FIRST_PACE
-        self.stuck: list[str] = []
-        self.skipped: dict[str, int] = {}
-        self.complete = False
-        self._next_poll = self._next_talk = 0.0
-
-    def rage(self, seconds: float) -> None:
-        """Go through the faults and wait for the end of the study."""
-        deadline = time.monotonic() + seconds
-        due = time.monotonic() + 3.0
-        while time.monotonic() < deadline and not self.complete and len(self.fleet.findings) < MOST_FINDINGS:
-            self.fleet.fill()
-            self.injector.tick()
-            if self.faults and time.monotonic() >= due:
-                due = time.monotonic() + self._next_fault()
-            self._poll()
-            time.sleep(TICK_SECONDS)
-
-    def _next_fault(self) -> float:
-        """Try the next fault; seconds until the one after it."""
-        fault, tries = self.faults.popleft()
-        if self.injector.inject(fault):
-            self._adapt(fault)
-            return self.faults[0][0].gap * self.pace if self.faults else 0.0
-        if tries + 1 < MOST_TRIES:
-            self.faults.insert(3, (fault, tries + 1))
-        else:
-            self.skipped[fault.kind.value] = self.skipped.get(fault.kind.value, 0) + 1
-        return 0.1
-
-    def _adapt(self, fault: Fault) -> None:
-        """Slower while fewer than half of the workers train."""
-        if fault.kills:
-            training = len(self.fleet.busy(processes.table()))
-            slower = training * 2 < len(self.fleet.places)
-            self.pace = min(SLOWEST, self.pace * 1.1) if slower else max(FASTEST, self.pace * 0.95)
-
-    def _poll(self) -> None:
-        """How far the study is; whether anything is stuck."""
-        now = time.monotonic()
-        if now < self._next_poll or self.injector.database_away:
-            return
-        self._next_poll = now + POLL_SECONDS
-        if self.fleet.living():
-            self.stuck += [
-                line
-                for [line] in self.postgres.ask(collect.STUCK.format(bound=collect.BOUND)) or []
-                if line not in self.stuck
-            ]
-        rows = self.postgres.ask("SELECT CAST(state AS text) FROM study")
-        self.complete = bool(rows) and rows != [("open",)]
-        if now >= self._next_talk:
-            self._next_talk = now + 10
-            done = self.postgres.ask("SELECT count(*) FILTER (WHERE state = 'done'), count(*) FROM unit")
-            talk(
-                f"{self.injector.killed} killed, {self.fleet.started} workers started, units done {done and done[0]}, "
-                f"{len(self.faults)} faults to come, pace {self.pace:.2f} s"
-            )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine
 
 from benchmarks.chaos import learner
+from benchmarks.chaos.learner import Examples
 from benchmarks.chaos.light import LightPack
-from orchestrator import objective, queries, space
-from orchestrator.contract import EpochDone, Outcome, TrainUnit, UnitEnded, derive_seed
-from orchestrator.database.engine import transaction
+from orchestrator import objective, space
+from orchestrator.contract import EpochDone, Outcome, Settings, TrainUnit, UnitEnded, derive_seed
+from orchestrator.folds import FoldPlan
 from orchestrator.launch import launch
 from orchestrator.prepare import prepare
-from orchestrator.records import StudyRecord
+from orchestrator.spec import StudySpec
 from orchestrator.study_file import load
 
 NAME = "chaos"
@@ -41,14 +43,6 @@ search:
     lora_rank: [2, 4]
 racing: {{rule: none}}
 """
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the undisturbed study comes to."""
-
-    table: Mapping[str, float]  # configuration -> value
-    params: Mapping[str, str]  # configuration -> what people would call it
 
 
 def rates(trials: int) -> list[float]:
@@ -84,55 +78,77 @@ def rows(seed: int) -> list[dict[str, str]]:
     return found
 
 
-def launched(engine: Engine, path: Path, name: str = NAME) -> StudyRecord:
+@dataclass(frozen=True)
+class Plan:
+    """The study as its file says it, without any database."""
+
+    spec: StudySpec
+    folds: FoldPlan
+    examples: Examples
+    pooling: str
+
+    def settings(self, point: Mapping[str, Any]) -> Settings:
+        """Every hyperparameter of a point."""
+        return space.settings(self.spec.training, point, pooling=self.pooling)
+
+    def points(self, *, default: bool) -> list[dict[str, Any]]:
+        """The grid, after the default configuration if that is wanted."""
+        first = [space.default_params(self.spec.space)[0]] if default else []
+        return [dict(point) for point in (*first, *space.grid(self.spec.space))]
+
+    def loss(self, point: Mapping[str, Any], train: Callable[[TrainUnit], Mapping[str, Any]]) -> float:
+        """The value of a point, all its folds trained by `train`, which gives the tallies of a unit."""
+        folds = [train(self._unit(point, *unit)) for unit in self.folds.units]
+        value = objective.value(self.spec.objective, folds)
+        assert value is not None
+        return value
+
+    def _unit(self, point: Mapping[str, Any], repeat: int, fold: int) -> TrainUnit:
+        """The order that a supervisor gives for this unit."""
+        settings = self.settings(point)
+        configuration = space.configuration_digest(settings)
+        train, validation = self.folds.split(repeat, fold)
+        return TrainUnit(
+            study=1,
+            unit=fold,
+            lease_epoch=1,
+            trial=1,
+            repeat=repeat,
+            fold=fold,
+            seed=derive_seed(self.spec.seed, configuration, fold, repeat),
+            settings=settings,
+            train=train,
+            validation=validation,
+        )
+
+
+def planned(path: Path) -> Plan:
+    """The plan of a study file."""
+    prepared = prepare(load(path))[0]
+    lines = prepared.snapshot.content.decode().splitlines()
+    examples = learner.examples([json.loads(line) for line in lines], prepared.snapshot.classes)
+    return Plan(prepared.loaded.spec, prepared.plan, examples, prepared.model.pooling)
+
+
+def launched(engine: Engine, path: Path) -> None:
     """The study in the database."""
     launch(engine, prepare(load(path))[0])
-    with transaction(engine) as connection:
-        return queries.study(connection, name)
 
 
-def expected(record: StudyRecord, path: Path) -> Expected:
-    """What every planned point must come to: the same engine with the same seeds, and nothing else of the program."""
-    lines = (path.parent / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-    examples = learner.examples([json.loads(line) for line in lines], record.labels)
-    default, _ = space.default_params(record.spec.space)
-    values: dict[str, float] = {}
-    params: dict[str, str] = {}
-    for point in [default, *space.grid(record.spec.space)]:
-        configuration = space.configuration_digest(record.settings(point))
-        folds = [
-            tallies(LightPack(examples), unit_of(record, point, repeat, fold)) for repeat, fold in record.plan.units
-        ]
-        value = objective.value(record.spec.objective, folds)
-        assert value is not None
-        values[configuration] = value
-        params[configuration] = " ".join(f"{name}={point[name]}" for name in sorted(point))
-    return Expected(values, params)
+def expected(plan: Plan) -> dict[str, float]:
+    """configuration -> the value it must come to: the same engine with the same seeds, and nothing of the program."""
+    return {
+        space.configuration_digest(plan.settings(point)): plan.loss(
+            point, lambda unit: tallies(LightPack(plan.examples), unit)
+        )
+        for point in plan.points(default=True)
+    }
 
 
-def unit_of(record: StudyRecord, point: Mapping[str, object], repeat: int, fold: int) -> TrainUnit:
-    """The order that a supervisor gives for this unit."""
-    settings = record.settings(point)
-    configuration = space.configuration_digest(settings)
-    train, validation = record.plan.split(repeat, fold)
-    return TrainUnit(
-        study=record.id,
-        unit=0,
-        lease_epoch=0,
-        trial=0,
-        repeat=repeat,
-        fold=fold,
-        seed=derive_seed(record.spec.seed, configuration, fold, repeat),
-        settings=settings,
-        train=train,
-        validation=validation,
-    )
-
-
-def tallies(pack: LightPack, unit: TrainUnit) -> Mapping[str, object]:
+def tallies(pack: LightPack, unit: TrainUnit) -> Mapping[str, Any]:
     """Train a unit to its end; the tallies of its last epoch."""
     pack.add(unit)
-    last: Mapping[str, object] = {}
+    last: Mapping[str, Any] = {}
     while True:
         for event in pack.advance():
             if isinstance(event, EpochDone):

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-from orchestrator import crash_points
+from orchestrator import crash_points, lifecycle
 from orchestrator.contract import digest
 from orchestrator.database import deadline
 from orchestrator.database.migrate import migrate
@@ -27,7 +27,8 @@ CONNECT_ARGS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
     "application_name": "foldtune",
-    "options": "-c search_path=foldtune,public -c timezone=UTC -c lock_timeout=9s -c statement_timeout=10s",
+    "options": "-c search_path=foldtune,public -c timezone=UTC "
+    f"-c lock_timeout={lifecycle.LOCK_SECONDS:.0f}s -c statement_timeout={deadline.SECONDS:.0f}s",
 }
 
 
@@ -96,20 +97,23 @@ def connect(url: URL) -> Engine:
     return engine
 
 
-def name_crash_points(engine: Engine) -> None:
-    """Make every statement and commit of this engine a crash point, if any are asked for."""
+def name_crash_points(engine: Engine, whose: str = "") -> None:
+    """Make every statement and commit of this engine a crash point, if any are asked for.
+
+    whose: put before the names, to tell another library's statements from ours.
+    """
     if not crash_points.armed():
         return
 
     def before(_c: object, _cursor: object, statement: str, *_: object) -> None:
-        crash_points.reach(f"before {_label(statement)}")
+        crash_points.reach(f"{whose}before {_label(statement)}")
 
     def after(_c: object, _cursor: object, statement: str, *_: object) -> None:
-        crash_points.reach(f"after {_label(statement)}")
+        crash_points.reach(f"{whose}after {_label(statement)}")
 
     event.listen(engine, "before_cursor_execute", before)
     event.listen(engine, "after_cursor_execute", after)
-    event.listen(engine, "commit", lambda _c: crash_points.reach("before commit"))
+    event.listen(engine, "commit", lambda _c: crash_points.reach(f"{whose}before commit"))
 
 
 def _label(statement: str) -> str:
@@ -170,13 +174,13 @@ def _explain(error: DBAPIError, url: URL | None) -> FoldtuneError:
         ("terminating connection", "closed the connection", UNAVAILABLE),
         ("server closed the connection", "closed the connection", UNAVAILABLE),
         ("read-only transaction", "is a standby that takes no writes", UNAVAILABLE),
-        ("statement timeout", "worked on one statement for 10 s", UNAVAILABLE),
+        ("statement timeout", f"worked on one statement for {deadline.SECONDS:.0f} s", UNAVAILABLE),
         (
             "too many clients",
             "has no free connection left; raise max_connections or lower the workers",
             UNAVAILABLE,
         ),
-        ("lock timeout", "kept a row locked for 9 s", UNAVAILABLE),
+        ("lock timeout", f"kept a row locked for {lifecycle.LOCK_SECONDS:.0f} s", UNAVAILABLE),
     ):
         if needle in said:
             return FoldtuneError(f"Postgres at {where} {message}", help="", code=code)
