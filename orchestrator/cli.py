@@ -144,6 +144,9 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
         click.echo(json.dumps(reading.status(seen)))
         return
     console.data().print(view.live(seen))
+    ends = reading.attempts(engine, study)
+    if ends.keys() - {"done"}:  # otherwise the table says it all
+        say("attempts ended: " + ", ".join(f"{count} {cause}" for cause, count in ends.items()))
     for failure in reading.failures(engine, study):
         reason = printable(failure["reason"])
         say(f"trial {failure['trial']} fold {failure['fold'] + 1} {failure['state']}: {reason}")

@@ -138,6 +138,19 @@ def failures(engine: Engine, name: str) -> list[dict[str, Any]]:
         return [dict(row) for row in rows.mappings()]
 
 
+def attempts(engine: Engine, name: str) -> dict[str, int]:
+    """How the attempts that have ended did so: cause -> count, the most frequent first."""
+    with transaction(engine) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT a.cause, count(*) FROM attempt a JOIN unit u ON u.id = a.unit JOIN study s ON s.id = u.study "
+                "WHERE s.name = :name AND a.cause IS NOT NULL GROUP BY a.cause ORDER BY count(*) DESC, a.cause"
+            ),
+            {"name": name},
+        )
+        return {str(cause): int(count) for cause, count in rows}
+
+
 def excerpt(evidence: str, lines: int = 8) -> list[str]:
     """Where a unit failed, and the last that was heard of it."""
     said = evidence.rstrip().splitlines()

@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import artifacts, cleaning, lifecycle, models, queries, snapshots, trials, workers
-from orchestrator.artifacts import Stored
-from orchestrator.contract import EpochDone, Outcome, UnitEnded
+from orchestrator.contract import Checkpoint, Outcome, UnitEnded
 from orchestrator.database.engine import transaction
-from orchestrator.errors import CANNOT_WRITE, FoldtuneError
-from orchestrator.leases import Fenced
+from orchestrator.errors import FoldtuneError
 from orchestrator.records import Lease, StudyRecord
-from trial_worker.desk import AllDone, Desk, Lost, NothingNow, Taken, Trouble
+from trial_worker.courier import Courier
+from trial_worker.desk import AllDone, Desk, NothingNow, Taken, Trouble
 from trial_worker.line import is_away
-from trial_worker.spool import Delivery, Entry, Spool, orphans
+from trial_worker.spool import Delivery, orphans
 
 ADOPT_SECONDS = 10.0  # between two looks for spools that dead workers left on this machine
 
@@ -32,12 +31,12 @@ class Clerk(threading.Thread):
     def __init__(self, desk: Desk) -> None:
         super().__init__(name="clerk", daemon=True)
         self.desk = desk
+        self._courier = Courier(desk)
         self.wake = threading.Event()  # set: there is something to do
         self._closing = threading.Event()
         self._next_adoption = 0.0
         self._offered = 1  # slots that the database knows of
         self._data: dict[int, Path] = {}  # study -> its verified rows on this machine
-        self._records: dict[str, StudyRecord] = {}  # studies that this worker met; their state may be older
         self._swept: set[int] = set()
 
     def run(self) -> None:
@@ -62,86 +61,15 @@ class Clerk(threading.Thread):
 
     def _give_back_untouched(self) -> None:
         """A unit that was taken while the foreman was leaving: it never heard of it."""
-        names = {record.id: record.name for record in self._records.values()}
+        names = {record.id: record.name for record in self._courier.records.values()}
         for lease in self.desk.untold():
             self.desk.deliver(Delivery(names[lease.study], lease, given_back(lease, "the worker left")))
-
-    # --- results ---
 
     def _deliver_some(self) -> bool:
         batch = self.desk.spool.batch()
         if batch:
-            self._deliver(batch, self.desk.spool)
+            self._courier.deliver(batch, self.desk.spool)
         return bool(batch)
-
-    def _deliver(self, batch: Sequence[Entry], spool: Spool) -> None:
-        """Tell the database what the entries say: some epochs of one unit, or its end."""
-        desk, last = self.desk, batch[-1].delivery
-        lease, ended = last.lease, isinstance(last.message, UnitEnded)
-        stored: Stored | None = None
-        try:
-            stored = self._upload(last)
-            self._tell([entry.delivery for entry in batch], stored)
-            for entry in batch:
-                desk.note_acknowledged(entry.delivery)
-            if ended:
-                self._over(lease, spool)
-            elif last.message.checkpoint is not None:
-                spool.clear_files(lease, before=last.message.checkpoint)
-        except (Fenced, queries.NoStudy) as lost:
-            desk.note("fenced", lease)
-            if stored is not None and isinstance(lost, Fenced):
-                artifacts.discard(self._record(last.study), stored)
-            if desk.holds(lease):
-                desk.inbox.put(Lost(lease, lost.message))
-            self._over(lease, spool)
-        spool.remove(batch)
-
-    def _tell(self, deliveries: Sequence[Delivery], stored: Stored | None) -> None:
-        """Write messages to the database; without their checkpoint where there is no room for that."""
-        desk, last = self.desk, deliveries[-1]
-        lease, message = last.lease, last.message
-        epochs = [one.message for one in deliveries if isinstance(one.message, EpochDone)]
-        try:
-            if isinstance(message, UnitEnded):
-                desk.line.persist(lambda: trials.finish(desk.engine, last.study, lease, message, stored))
-            else:
-                desk.line.persist(lambda: trials.report(desk.engine, lease, epochs, stored))
-        except FoldtuneError as error:
-            if stored is None or error.code != CANNOT_WRITE:
-                raise
-            self._mourn(last, error)
-            self._tell(deliveries, None)
-
-    def _upload(self, delivery: Delivery) -> Stored | None:
-        """Put a message's checkpoint into the study's store; None where it has none, or there is no room for it."""
-        if delivery.message.checkpoint is None:
-            return None
-        try:
-            return artifacts.upload(self._record(delivery.study), delivery.message.checkpoint)
-        except FoldtuneError as error:
-            if error.code != CANNOT_WRITE:
-                raise
-            self._mourn(delivery, error)
-            return None
-
-    def _mourn(self, delivery: Delivery, error: FoldtuneError) -> None:
-        self.desk.say(f"unit {delivery.lease.unit}: {error.message}; the score counts without it")
-
-    def _over(self, lease: Lease, spool: Spool) -> None:
-        self.desk.let_go(lease)
-        spool.clear_files(lease)
-
-    def _record(self, name: str) -> StudyRecord:
-        """What never changes of a study, read once."""
-
-        def read() -> StudyRecord:
-            with transaction(self.desk.engine) as connection:
-                return queries.study(connection, name)
-
-        if name not in self._records:
-            self._records[name] = self.desk.line.persist(read)
-        return self._records[name]
 
     def _adopt(self) -> bool:
         """Deliver what dead workers of this machine left behind; what nobody waits for any more is fenced."""
@@ -154,21 +82,23 @@ class Clerk(threading.Thread):
                 self.desk.say(f"delivering {len(spool)} results that a worker left on this machine")
             try:
                 while batch := spool.batch():
-                    self._deliver(batch, spool)
+                    self._courier.deliver(batch, spool)
+            except FoldtuneError:
+                raise
+            except Exception as error:  # of a worker of another version, perhaps: no reason to die of it as well
+                self.desk.say(f"{spool.folder} holds what the database does not take ({type(error).__name__}: {error})")
             finally:
                 spool.close()
         return False
 
     def _tidy(self) -> None:
         """Delete artifacts of no more use, and once for each study what crashes left in its store."""
-        for record in list(self._records.values()):
+        for record in list(self._courier.records.values()):
             with contextlib.suppress(FoldtuneError, OSError):  # whoever comes next does it
                 cleaning.collect(self.desk.engine, record)
                 if record.id not in self._swept:
                     cleaning.sweep(self.desk.engine, record)
                     self._swept.add(record.id)
-
-    # --- work ---
 
     def _take_one(self) -> bool:
         desk, wanted = self.desk, self.desk.wanted
@@ -189,7 +119,7 @@ class Clerk(threading.Thread):
             desk.inbox.put(NothingNow())
             return False
         record, lease = taken
-        self._records[record.name] = record  # one of that name may have been deleted and made anew
+        self._courier.records[record.name] = record  # one of that name may have been deleted and made anew
         desk.hold(lease)
         desk.note("leased", lease)
         try:
@@ -199,11 +129,19 @@ class Clerk(threading.Thread):
                 raise
             self._refuse(record, lease, error)
             return True
-        resume = desk.line.persist(
-            lambda: artifacts.fetch(desk.engine, record, lease.unit, desk.spool.folder, desk.say)
-        )
-        desk.inbox.put(Taken(record, lease, data, resume))
+        desk.inbox.put(Taken(record, lease, data, self._resume(record, lease)))
         return True
+
+    def _resume(self, record: StudyRecord, lease: Lease) -> Checkpoint | None:
+        """The newest state of a unit that was trained before, on this machine."""
+        desk = self.desk
+        try:
+            return desk.line.persist(
+                lambda: artifacts.fetch(desk.engine, record, lease.unit, desk.spool.folder, desk.say)
+            )
+        except OSError as error:
+            desk.say(f"the checkpoint of unit {lease.unit} cannot be kept here ({error}); it begins anew")
+            return None
 
     def _open_studies(self) -> list[str]:
         """Names of the studies this worker may work on, oldest first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from orchestrator import leases, lifecycle, workers
-from orchestrator.errors import FoldtuneError
+from orchestrator.errors import TRY_AGAIN, FoldtuneError
 from trial_worker.desk import Desk, Left, Lost, Trouble
 
 
@@ -30,7 +30,9 @@ class Renewer(threading.Thread):
         pulse = workers.beat(desk.engine, desk.worker, desk.device)
         desk.others = pulse.others
         if not pulse.claimed:
-            raise FoldtuneError(f"{desk.device.name} was claimed by another worker while this one was stopped")
+            raise FoldtuneError(
+                f"{desk.device.name} was claimed by another worker while this one was stopped", code=TRY_AGAIN
+            )
         renewal = leases.renew(desk.engine, desk.held) if desk.held else None
         if renewal is None:
             return

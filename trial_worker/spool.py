@@ -24,6 +24,7 @@ from orchestrator.crash_points import reach
 from orchestrator.records import Lease
 
 LOCK = "lock"
+REJECTED = ".rejected"
 _PLACE = re.compile(r"-e(?P<epoch>\d+)-s(?P<step>\d+)\.safetensors$")
 BATCH = 50  # entries delivered in one transaction at most
 
@@ -109,6 +110,14 @@ class Spool:
                 reach("before an entry of the spool is removed")
                 entry.file.unlink(missing_ok=True)
 
+    def set_aside(self, entries: Iterable[Entry]) -> None:
+        """Keep entries that the database cannot take, for people to look at: the next worker must not stumble too."""
+        for entry in entries:
+            with self._guard:
+                self._entries.remove(entry)
+            if entry.file is not None:
+                entry.file.replace(entry.file.with_suffix(REJECTED))
+
     def __len__(self) -> int:
         with self._guard:
             return len(self._entries)
@@ -124,7 +133,7 @@ class Spool:
 
     def close(self) -> None:
         """Give the folder up; it is removed if nothing waits in it."""
-        if len(self) == 0:
+        if len(self) == 0 and not list(self.folder.glob(f"*{REJECTED}")):
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 
-from orchestrator import cleaning, control, crash_points, durable, reading, study, workers
+from orchestrator import cleaning, control, crash_points, durable, lifecycle, reading, study, workers
 from orchestrator.contract import Checkpoint, EpochDone, Outcome, Predictions, UnitEnded, pack_floats
 from orchestrator.database.engine import connect
 from orchestrator.launch import launch
@@ -217,6 +217,7 @@ def chosen(places: Sequence[str], every: bool) -> list[str]:
 
 def main(server: str, template: str, root: Path, *, share: int, of: int, every: bool) -> dict[str, Any]:
     """Visit every `of`-th of the chosen places, beginning with the `share`-th."""
+    lifecycle.RETURN_SECONDS = 0.0  # no owner will come back
     with postgres.fresh_database(server, template) as url:
         expected = warm_up(url, root / "warm")
     undisturbed = root / "undisturbed"
