@@ -93,8 +93,10 @@ def delete(engine: Engine, name: str) -> None:
     Files that cannot be deleted now, of other machines or a store that is away, go when a worker or `clean` sweeps.
     """
     with transaction(engine) as connection:
-        record = queries.lock_study(connection, queries.study(connection, name).id)
-        study.delete(engine.url, name)
+        found = queries.study(connection, name)
+    with projection.alone(engine, found.id), transaction(engine) as connection:
+        study.delete(engine.url, name)  # first: a crash after it leaves a study that can be deleted again
+        record = queries.lock_study(connection, found.id)
         cleaning.forget(connection, record)
         connection.execute(text("DELETE FROM study WHERE id = :id"), {"id": record.id})
         connection.execute(

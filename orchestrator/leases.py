@@ -101,6 +101,14 @@ def renew(engine: Engine, leases: Sequence[Lease]) -> Renewal:
     return Renewal(lost, seconds)
 
 
+def bury(engine: Engine, worker: int) -> int:
+    """Let the leases of a worker that is known to be dead run out now; how many it held."""
+    with transaction(engine) as connection:
+        return connection.execute(
+            text("UPDATE unit SET expires_at = now() WHERE worker = :worker AND state = 'leased'"), {"worker": worker}
+        ).rowcount
+
+
 def release(connection: Connection, lease: Lease, cause: str, reason: str) -> None:
     """Give a unit back, uncharged; somebody else may take it at once. Nothing happens if the lease was lost."""
     given = connection.execute(

@@ -1,12 +1,15 @@
 """Make Optuna show what foldtune's tables say. Idempotent: whoever comes next completes what a crash left.
 
-Everything here runs under the study's row lock, so two processes never start the same Optuna trial twice.
+One process at a time projects a study, under a lock of its own: Optuna takes some hundred statements for a trial, and
+under the study's row lock nobody could take or finish a unit meanwhile.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -14,9 +17,12 @@ from sqlalchemy import Connection, Engine, text
 import foldtune
 from orchestrator import lifecycle, objective, queries, study, words
 from orchestrator.contract import digest
-from orchestrator.database.engine import transaction
+from orchestrator.database.engine import apart, transaction
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord
 from orchestrator.study import Past
+
+_LOCK = 0x70726F6A  # "proj"; the second half of the key is the study
+_LOCKED_SECONDS = 120  # a projector that went silent keeps others out for so long at most
 
 
 def project(engine: Engine, name: str) -> None:
@@ -25,25 +31,47 @@ def project(engine: Engine, name: str) -> None:
         found = queries.study(connection, name)
         if not _behind(connection, found):
             return
-        record = queries.lock_study(connection, found.id)
-        attributes = {
-            "foldtune:version": foldtune.__version__,
-            "foldtune:digest": record.spec.digest(),
-            "foldtune:snapshot": record.snapshot,
-            "foldtune:folds": record.plan.digest(),
-        }
-        shown = study.open_projection(
-            engine.url, name, record.spec.objective, maximize=record.spec.maximize, attributes=attributes
-        )
-        trials = queries.trials(connection, record.id)
-        for trial in trials:
-            if trial.in_space and trial.state != "waiting" and trial.number is None:
-                _start(connection, shown, record, trial)
-        for number in study.orphans(shown, [trial.key for trial in trials]):
-            study.drop_orphan(shown, number)
-        trials = queries.trials(connection, record.id)
-        _tell_ended(connection, shown, record, trials)
-        _note(connection, shown, record, trials)
+    with alone(engine, found.id):
+        with transaction(engine) as connection:
+            record = queries.study(connection, name)
+            if not _behind(connection, record):
+                return
+        _project(engine, record)
+
+
+@contextmanager
+def alone(engine: Engine, study_id: int) -> Iterator[None]:
+    """Nobody else writes this study's Optuna study inside."""
+    key = {"kind": _LOCK, "study": study_id}
+    with transaction(apart(engine.url)) as guard:
+        guard.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_LOCKED_SECONDS}s'"))
+        guard.execute(text("SELECT pg_advisory_xact_lock(:kind, CAST(:study AS integer))"), key)
+        yield
+
+
+def _project(engine: Engine, record: StudyRecord) -> None:
+    attributes = {
+        "foldtune:version": foldtune.__version__,
+        "foldtune:digest": record.spec.digest(),
+        "foldtune:snapshot": record.snapshot,
+        "foldtune:folds": record.plan.digest(),
+    }
+    shown = study.open_projection(
+        engine.url, record.name, record.spec.objective, maximize=record.spec.maximize, attributes=attributes
+    )
+    for trial in _trials(engine, record):
+        if trial.in_space and trial.state != "waiting" and trial.number is None:
+            _start(engine, shown, record, trial)
+    trials = _trials(engine, record)
+    for number in study.orphans(shown, [trial.key for trial in trials]):
+        study.drop_orphan(shown, number)
+    _tell_ended(engine, shown, record, trials)
+    _note(engine, shown, record, trials)
+
+
+def _trials(engine: Engine, record: StudyRecord) -> list[TrialRecord]:
+    with transaction(engine) as connection:
+        return queries.trials(connection, record.id)
 
 
 def _behind(connection: Connection, record: StudyRecord) -> bool:
@@ -78,24 +106,33 @@ def _past(record: StudyRecord, trial: TrialRecord, results: dict[int, list[FoldR
     return Past(params=trial.params, state=trial.state, value=trial.value, reports=reports)
 
 
-def _start(connection: Connection, shown: Any, record: StudyRecord, trial: TrialRecord) -> None:
-    attributes = {"origin": trial.origin}
-    number = study.show_start(shown, trial.key, trial.params, record.spec.space, attributes)
-    connection.execute(text("UPDATE trial SET number = :number WHERE id = :id"), {"number": number, "id": trial.id})
+def _start(engine: Engine, shown: Any, record: StudyRecord, trial: TrialRecord) -> None:
+    number = study.show_start(shown, trial.key, trial.params, record.spec.space, {"origin": trial.origin})
+    _remember(engine, trial, "number = :number", number=number)
 
 
-def _tell_ended(connection: Connection, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:
+def _tell_ended(engine: Engine, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:
     untold = [trial for trial in trials if trial.state in lifecycle.TERMINAL and not trial.told]
     if not untold:
         return
-    results = _by_trial(queries.fold_results(connection, record.id))
+    with transaction(engine) as connection:
+        results = _by_trial(queries.fold_results(connection, record.id))
+        evidence = {trial.id: _evidence(connection, trial) for trial in untold}
     for trial in untold:
         if trial.number is not None:
             folds = results.get(trial.duplicate_of or trial.id, [])
-            attributes = _attributes(record, folds)
-            note = words.trial_note(record, trial, folds, _evidence(connection, trial))
-            study.show_end(shown, trial.number, _past(record, trial, results), attributes, note)
-        connection.execute(text("UPDATE trial SET told = true WHERE id = :id"), {"id": trial.id})
+            note = words.trial_note(record, trial, folds, evidence[trial.id])
+            study.show_end(shown, trial.number, _past(record, trial, results), _attributes(record, folds), note)
+        _remember(engine, trial, "told = true")
+
+
+def _remember(engine: Engine, trial: TrialRecord, what: str, **values: Any) -> None:
+    """Write down what Optuna knows of a trial; of this life of it: `resume` may have begun the next meanwhile."""
+    with transaction(engine) as connection:
+        connection.execute(
+            text(f"UPDATE trial SET {what} WHERE id = :id AND generation = :generation"),  # noqa: S608
+            {**values, "id": trial.id, "generation": trial.generation},
+        )
 
 
 def _evidence(connection: Connection, trial: TrialRecord) -> str:
@@ -119,13 +156,14 @@ def _attributes(record: StudyRecord, folds: list[FoldResult]) -> dict[str, Any]:
     return {**finite, "fold losses": each}
 
 
-def _note(connection: Connection, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:
+def _note(engine: Engine, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:
     note = words.study_note(record, trials)
     if digest(note) != record.noted:
         study.save_note(shown, None, note)
-        connection.execute(
-            text("UPDATE study SET noted = :noted WHERE id = :id"), {"noted": digest(note), "id": record.id}
-        )
+        with transaction(engine) as connection:
+            connection.execute(
+                text("UPDATE study SET noted = :noted WHERE id = :id"), {"noted": digest(note), "id": record.id}
+            )
 
 
 def _by_trial(results: list[FoldResult]) -> dict[int, list[FoldResult]]:

@@ -21,7 +21,7 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
     """Units of vanished workers wait again. One that makes every worker vanish is charged, or it would never end.
 
     One whose last epoch was accepted is done: its worker only did not come to say so. Where the server itself was
-    down, nobody could renew: the owners have a few seconds to come back first.
+    down, nobody could renew: the owners have a few seconds to come back first, unless it goes down again and again.
     """
     connection.execute(
         text(
@@ -31,7 +31,8 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
             "AND r.epoch = CAST(t.settings->>'epochs' AS integer)) AS done "
             "FROM unit u JOIN trial t ON t.id = u.trial "
             "WHERE u.study = :study AND u.state = 'leased' AND u.expires_at < now() "
-            "AND now() > pg_postmaster_start_time() + make_interval(secs => :return)), "
+            "AND (now() > pg_postmaster_start_time() + make_interval(secs => :return) "
+            "OR now() > u.expires_at + make_interval(secs => 3 * :return))), "
             "ended AS (UPDATE attempt a SET ended_at = now(), charged = l.charged = 1 AND NOT l.done, "
             "cause = CASE WHEN l.done THEN 'done' ELSE 'vanished' END, "
             "reason = CASE WHEN l.done THEN '' ELSE 'its worker vanished' END "

@@ -28,7 +28,7 @@ from sqlalchemy.engine import URL
 
 from orchestrator import lifecycle, space
 from orchestrator.contract import derive_seed
-from orchestrator.database.engine import CONNECT_ARGS, connect, name_crash_points
+from orchestrator.database.engine import CONNECT_ARGS, TIMEOUTS, connect, name_crash_points
 from orchestrator.errors import USAGE, FoldtuneError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -128,7 +128,7 @@ def suggestion_seed(study_seed: int, suggestion: int, redraw: int) -> int:
 @cache
 def _storage(url: URL) -> RDBStorage:
     # A role named foldtune would otherwise find, and make, Optuna's tables in foldtune's schema.
-    arguments = {**CONNECT_ARGS, "options": "-c search_path=public"}
+    arguments = {**CONNECT_ARGS, "options": f"-c search_path=public {TIMEOUTS}"}
     engine = connect(url)
     with engine.begin() as connection:  # two processes that create Optuna's tables at once: one would fail
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})

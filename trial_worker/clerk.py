@@ -10,9 +10,21 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from orchestrator import artifacts, cleaning, lifecycle, models, queries, snapshots, trials, workers
+from orchestrator import (
+    artifacts,
+    cleaning,
+    leases,
+    lifecycle,
+    models,
+    projection,
+    queries,
+    snapshots,
+    trials,
+    workers,
+)
 from orchestrator.contract import Checkpoint, Outcome, UnitEnded
 from orchestrator.database.engine import transaction
 from orchestrator.errors import FoldtuneError
@@ -22,7 +34,7 @@ from trial_worker.desk import AllDone, Desk, NothingNow, Taken, Trouble
 from trial_worker.line import is_away
 from trial_worker.spool import Delivery, orphans
 
-ADOPT_SECONDS = 10.0  # between two looks for spools that dead workers left on this machine
+ADOPT_SECONDS = 5.0  # between two looks for spools that dead workers left on this machine
 
 
 class Clerk(threading.Thread):
@@ -72,17 +84,19 @@ class Clerk(threading.Thread):
         return bool(batch)
 
     def _adopt(self) -> bool:
-        """Deliver what dead workers of this machine left behind; what nobody waits for any more is fenced."""
+        """Deliver what dead workers of this machine left behind, and free the units that they held."""
         if time.monotonic() < self._next_adoption:
             return False
         self._next_adoption = time.monotonic() + ADOPT_SECONDS
         self._tidy()
-        for spool in orphans(self.desk.spool.folder.parent):
+        for worker, spool in orphans(self.desk.spool.folder.parent):
             if len(spool):
                 self.desk.say(f"delivering {len(spool)} results that a worker left on this machine")
             try:
                 while batch := spool.batch():
                     self._courier.deliver(batch, spool)
+                # its lock was free: nobody will renew these leases, and each delivery has just done so
+                self.desk.line.persist(partial(leases.bury, self.desk.engine, worker))
             except FoldtuneError:
                 raise
             except Exception as error:  # of a worker of another version, perhaps: no reason to die of it as well
@@ -95,6 +109,7 @@ class Clerk(threading.Thread):
         """Delete artifacts of no more use, and once for each study what crashes left in its store."""
         for record in list(self._courier.records.values()):
             with contextlib.suppress(FoldtuneError, OSError):  # whoever comes next does it
+                projection.project(self.desk.engine, record.name)
                 cleaning.collect(self.desk.engine, record)
                 if record.id not in self._swept:
                     cleaning.sweep(self.desk.engine, record)
@@ -110,6 +125,8 @@ class Clerk(threading.Thread):
             return False
         names = self._open_studies()
         if not names and desk.names:
+            for name in desk.names:  # whoever closed a study may have died before Optuna heard of it
+                desk.line.persist(partial(projection.project, desk.engine, name))
             desk.inbox.put(AllDone())
             return False
         if wanted.study is not None:

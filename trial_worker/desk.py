@@ -123,6 +123,11 @@ class Desk:
         with self.guard:
             return [lease for lease in self.held if lease.token not in self.ended]
 
+    def trains(self, lease: Lease) -> bool:
+        """Whether the lease is ours as far as we know, and its end is still to come."""
+        with self.guard:
+            return lease.token not in self.ended and any(other.token == lease.token for other in self.held)
+
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is ours as far as we know."""
         return any(other.token == lease.token for other in self.held)

@@ -21,7 +21,7 @@ from trial_worker.renewer import Renewer
 from trial_worker.spool import Delivery
 from trial_worker.station import Station
 from trial_worker.suspects import Suspects, Verdict
-from trial_worker.units import Held, open_message, work
+from trial_worker.units import Held, intact, open_message, work
 
 OPEN_ATTEMPTS = 3
 DROP_SECONDS = 2.0
@@ -146,8 +146,16 @@ class Foreman:
         room = self.station.slots - len(self._running())
         mine = [unit for unit, held in self._held.items() if held.taken.record.id == study]
         for unit in [unit for unit in self._suspects.may_run(mine) if not self._held[unit].sent][: max(0, room)]:
-            self._held[unit] = replace(self._held[unit], sent=True)
-            self.station.send(work(self._held[unit], str(self.desk.spool.folder)))
+            self._hand_over(self._held[unit])
+
+    def _hand_over(self, held: Held) -> None:
+        """Have the trainer begin a unit, or go on with it; what is damaged is fetched anew by its next lease."""
+        if held.checkpoint is not None and not intact(held.checkpoint):
+            self.say(f"the checkpoint of unit {held.lease.unit} on this machine is damaged")
+            self._end(held, given_back(held.lease, "its checkpoint was damaged"))
+            return
+        self._held[held.lease.unit] = replace(held, sent=True)
+        self.station.send(work(held, str(self.desk.spool.folder)))
 
     # --- what the trainer says ---
 

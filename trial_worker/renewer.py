@@ -37,7 +37,7 @@ class Renewer(threading.Thread):
         if renewal is None:
             return
         for fenced in renewal.lost:
-            if desk.holds(fenced.lease):  # its end may have been delivered meanwhile
+            if desk.trains(fenced.lease):  # else the courier is telling its end just now
                 desk.note("fenced", fenced.lease)
                 desk.let_go(fenced.lease)
                 desk.inbox.put(Lost(fenced.lease, fenced.message))

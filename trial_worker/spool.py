@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -65,7 +66,8 @@ class Spool:
         self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            os.pwrite(self._lock, socket.gethostname().encode(), 0)
+        except OSError:
             os.close(self._lock)
             raise
         self._guard = threading.Lock()
@@ -138,10 +140,19 @@ class Spool:
         os.close(self._lock)
 
 
-def orphans(root: Path) -> Iterator[Spool]:
-    """Spools whose process is gone, to be delivered and closed by the caller."""
+def name_of(worker: int) -> str:
+    """The folder's name of a worker's spool."""
+    return f"{worker}-{os.getpid()}"
+
+
+def orphans(root: Path) -> Iterator[tuple[int, Spool]]:
+    """(worker, spool) of this machine's workers that are gone, to be delivered and closed by the caller.
+
+    Those of other machines stay: a file system that several share may not tell one of the other's locks.
+    """
+    here = socket.gethostname()
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if not (folder / LOCK).exists():
-            continue
-        with contextlib.suppress(OSError):
-            yield Spool(folder)
+        with contextlib.suppress(OSError, ValueError):
+            worker = int(folder.name.partition("-")[0])
+            if (folder / LOCK).read_text(encoding="utf-8") == here:
+                yield worker, Spool(folder)

@@ -24,7 +24,9 @@ from trial_worker.clerk import sign_off
 from trial_worker.desk import Desk
 from trial_worker.foreman import Foreman
 from trial_worker.line import Line
-from trial_worker.spool import Spool
+from trial_worker.spool import Spool, name_of
+
+START_SECONDS = 60.0  # for a database that is starting too
 
 
 def say(line: str) -> None:
@@ -87,13 +89,15 @@ def _work(options: argparse.Namespace) -> int:
 
 def open_desk(options: argparse.Namespace) -> Desk:
     """Connect, register as a worker, claim a device, make the spool."""
-    engine = connect(storage_url(None))
+    url, line = storage_url(None), Line(say)
+    candidates = workers.chosen_devices(options.device)
+    engine = line.persist(lambda: connect(url), patience=START_SECONDS)
     with transaction(engine) as connection:
         place = queries.identity(connection)
-    worker, device = workers.register(engine, workers.chosen_devices(options.device), name=options.name)
+    worker, device = workers.register(engine, candidates, name=options.name)
     home = locate().client
     try:
-        spool = Spool(home / "spool" / place / f"{worker}-{os.getpid()}")
+        spool = Spool(home / "spool" / place / name_of(worker))
     except OSError as error:
         raise FoldtuneError(
             f"results cannot wait in {home / 'spool'}: {error.strerror}",
@@ -111,5 +115,5 @@ def open_desk(options: argparse.Namespace) -> Desk:
         cache=home / "cache" / "snapshots",
         inbox=queue.Queue(),
         say=say,
-        line=Line(say),
+        line=line,
     )

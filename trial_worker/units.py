@@ -1,10 +1,12 @@
-"""A held unit and the messages about it (pure)."""
+"""A held unit and the messages about it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from orchestrator import durable
 from orchestrator.contract import Checkpoint, OpenStudy, Outcome, TrainUnit, UnitEnded, derive_seed
 from orchestrator.records import Lease
 from trial_worker.desk import Taken
@@ -38,6 +40,14 @@ class Held:
     def ended(self, outcome: Outcome, reason: str, **more: Any) -> UnitEnded:
         """The end of this unit, as the supervisor sees it."""
         return UnitEnded(unit=self.lease.unit, lease_epoch=self.lease.epoch, outcome=outcome, reason=reason, **more)
+
+
+def intact(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's file is what was written."""
+    try:
+        return durable.sha256(Path(checkpoint.path).read_bytes()) == checkpoint.sha256
+    except OSError:
+        return False
 
 
 def open_message(taken: Taken) -> OpenStudy:

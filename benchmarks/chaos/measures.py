@@ -20,7 +20,8 @@ class Kill:
 class Recovery:
     """A unit of a killed worker, leased again."""
 
-    seconds: float  # from the kill
+    seconds: float  # from the kill until somebody had it
+    claimable: float  # from the kill until anybody could have it: the dead worker's lease was ended
     killed: float  # when, seconds since 1970
     pid: int
     unit: int
@@ -48,7 +49,8 @@ def recoveries(evidence: Evidence, kills: Sequence[Kill]) -> list[Recovery]:
                 ]
                 if again:
                     seconds = min(again) - kill.time
-                    found.append(Recovery(seconds, kill.time, kill.pid, held.unit, held.lease_epoch, held.cause))
+                    free = held.ended_at.timestamp() - kill.time if held.ended_at else seconds
+                    found.append(Recovery(seconds, free, kill.time, kill.pid, held.unit, held.lease_epoch, held.cause))
     return sorted(found, key=lambda recovery: recovery.seconds)
 
 

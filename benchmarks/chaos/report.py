@@ -34,13 +34,15 @@ def of_run(options: Options, run: Run, violations: Sequence[Violation]) -> dict[
         "stale_accepted": len(broken["I3"]),
         "different": len(broken["I7"]),
         **recovery([recovery.seconds for recovery in recovered]),
+        "claimable_p50_s": figure(measures.median([recovery.claimable for recovery in recovered])),
+        "claimable_max_s": figure(max((recovery.claimable for recovery in recovered), default=None)),
         "slowest": [asdict(recovery) for recovery in recovered[-3:]],
         "wasted_fraction": round(measures.wasted_fraction(evidence), 4),
         "wasted_epochs_per_kill": wasted_epochs(run),
         "results": len(evidence.results),
         "attempts": len(evidence.attempts),
         "charged": sum(unit.charges for unit in evidence.units),
-        "leaving_max_s": round(max(run.leaving), 2) if run.leaving else None,
+        "leaving_max_s": figure(max(run.leaving, default=None)),
         **common(options, run),
         "violations": [asdict(violation) for violation in violations],
     }
@@ -48,12 +50,16 @@ def of_run(options: Options, run: Run, violations: Sequence[Violation]) -> dict[
 
 def recovery(recovered: Sequence[float]) -> dict[str, Any]:
     """Median, longest and number of recoveries."""
-    middle = measures.median(recovered)
     return {
-        "recovery_p50_s": None if middle is None else round(middle, 2),
-        "recovery_max_s": round(max(recovered), 2) if recovered else None,
+        "recovery_p50_s": figure(measures.median(recovered)),
+        "recovery_max_s": figure(max(recovered, default=None)),
         "recoveries": len(recovered),
     }
+
+
+def figure(seconds: float | None) -> float | None:
+    """Rounded to what means something."""
+    return None if seconds is None else round(seconds, 2)
 
 
 def wasted_epochs(run: Run) -> float | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.pool import NullPool
 
 from orchestrator import crash_points, lifecycle
 from orchestrator.contract import digest
@@ -20,6 +21,14 @@ from orchestrator.errors import NO_PERMISSION, UNAVAILABLE, USAGE, FoldtuneError
 
 deadline.install()
 
+# What the server does by itself. A client that went silent inside a transaction would keep its locks for ever: the
+# server learns of a dead machine only by keepalives, and of a frozen process not at all.
+TIMEOUTS = (
+    f"-c lock_timeout={lifecycle.LOCK_SECONDS:.0f}s -c statement_timeout={deadline.SECONDS:.0f}s "
+    "-c idle_in_transaction_session_timeout=15s "
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=15s"
+)
+
 # The kernel retries a dead peer for many minutes by default; with these a lost link is an error after about 5 s.
 CONNECT_ARGS = {
     "keepalives_idle": 2,
@@ -27,8 +36,7 @@ CONNECT_ARGS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
     "application_name": "foldtune",
-    "options": "-c search_path=foldtune,public -c timezone=UTC "
-    f"-c lock_timeout={lifecycle.LOCK_SECONDS:.0f}s -c statement_timeout={deadline.SECONDS:.0f}s",
+    "options": f"-c search_path=foldtune,public -c timezone=UTC {TIMEOUTS}",
 }
 
 
@@ -95,6 +103,16 @@ def connect(url: URL) -> Engine:
     with readable_errors(url):
         migrate(engine)
     return engine
+
+
+@cache
+def apart(url: URL) -> Engine:
+    """Connections of their own, opened and closed with each use.
+
+    For a lock that is held while the same thread works on a pooled connection: from one pool, threads that each hold
+    one connection and wait for a second would wait for ever.
+    """
+    return create_engine(url, poolclass=NullPool, connect_args=dict(CONNECT_ARGS))
 
 
 def name_crash_points(engine: Engine, whose: str = "") -> None:

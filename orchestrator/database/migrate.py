@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator.errors import UNAVAILABLE, FoldtuneError
+from orchestrator.errors import USAGE, FoldtuneError
 
 HEAD = "0002"
 _LOCK = 0x666F6C64  # "fold": one migration at a time
@@ -29,7 +29,7 @@ def migrate(engine: Engine) -> None:
             raise FoldtuneError(
                 f"database schema {found} is newer than this program's {HEAD}",
                 help="upgrade foldtune on this machine to the version the others have",
-                code=UNAVAILABLE,
+                code=USAGE,  # not "away": nobody should try again
             )
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS foldtune"))
         _upgrade(connection)

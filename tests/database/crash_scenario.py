@@ -34,7 +34,7 @@ from tests.database import studies
 from trial_worker.clerk import Clerk
 from trial_worker.desk import AllDone, Desk, Taken, Wanted
 from trial_worker.line import Line
-from trial_worker.spool import Delivery, Spool
+from trial_worker.spool import Delivery, Spool, name_of
 
 STUDY = """
 study: s
@@ -92,7 +92,7 @@ def desk_of(engine: Engine, folder: Path) -> Desk:
         worker=worker,
         device=device,
         names=("s",),
-        spool=Spool(folder / "spool" / f"{worker}-{os.getpid()}"),
+        spool=Spool(folder / "spool" / name_of(worker)),
         cache=folder / "cache",
         inbox=queue.Queue(),
         say=lambda _: None,

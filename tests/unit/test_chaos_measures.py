@@ -38,7 +38,7 @@ def test_recovery_counts_from_the_kill_to_the_next_lease() -> None:
         ],
     )
     [recovery] = recoveries(found, [Kill(1010, 50), Kill(1010, 99)])
-    assert (recovery.seconds, recovery.unit, recovery.pid) == (31.0, 7, 50)
+    assert (recovery.seconds, recovery.claimable, recovery.unit, recovery.pid) == (31.0, 30.0, 7, 50)
 
 
 def test_waste_is_what_no_accepted_result_holds() -> None:

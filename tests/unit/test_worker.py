@@ -141,7 +141,8 @@ def test_what_waits_survives_the_process_in_order_and_bit_for_bit(tmp_path: Path
         spool.add(delivery)
     assert list(orphans(tmp_path)) == []  # its owner lives
     os.close(spool._lock)  # as the end of the process does
-    [left] = orphans(tmp_path)
+    [(worker, left)] = orphans(tmp_path)
+    assert worker == 1
     found = []
     while batch := left.batch():
         found += [entry.delivery for entry in batch]
@@ -171,7 +172,7 @@ def test_an_entry_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     spool.add(epoch(1))
     (tmp_path / "1-1" / "00000002.json").write_text('{"study": "s", "lea')
     os.close(spool._lock)
-    assert [len(left) for left in orphans(tmp_path)] == [1]
+    assert [len(left) for _, left in orphans(tmp_path)] == [1]
 
 
 def test_without_room_on_the_disk_results_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
