@@ -43,6 +43,9 @@ class Fleet:
     """So many workers, each in its place.
 
     urls: where the worker in each place finds the database. history: folder in which workers write down their leases.
+    homes: folder for the workers' homes. Those in even places are one machine and share one; each in an odd place is
+        on a machine of its own that nobody comes back to, so that only its lease says when its units are free. None:
+        the environment says.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Fleet:
         logs: Path,
         environment: Mapping[str, str],
         history: Path | None = None,
+        homes: Path | None = None,
     ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self.command = list(command)
@@ -59,6 +63,7 @@ class Fleet:
         self.logs = logs
         self.environment = dict(environment)
         self.history = history
+        self.homes = homes
         self.places: list[Worker | None] = [None] * len(self.urls)
         self.started = 0
         self.exits: Counter[int] = Counter()
@@ -97,10 +102,19 @@ class Fleet:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**self.environment, "OPTUNA_STORAGE": self.urls[place].render_as_string(hide_password=False)},
+                env={
+                    **self.environment,
+                    **self._home(place),
+                    "OPTUNA_STORAGE": self.urls[place].render_as_string(hide_password=False),
+                },
                 start_new_session=True,
             )
         return Worker(process, log, time.monotonic())
+
+    def _home(self, place: int) -> dict[str, str]:
+        if self.homes is None:
+            return {}
+        return {"FOLDTUNE_HOME": str(self.homes / ("shared" if place % 2 == 0 else f"lost-{self.started}"))}
 
     def living(self) -> list[Worker]:
         """Workers that run and are not paused."""

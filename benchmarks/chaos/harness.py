@@ -127,7 +127,6 @@ def run(options: Options) -> Run:
             [_way(postgres, proxies, place) for place in range(options.workers)],
             root / "logs",
             environment(
-                FOLDTUNE_HOME=str(root / "home"),
                 FOLDTUNE_ENGINE="benchmarks.chaos.light",
                 FOLDTUNE_DEBUG="1",
                 FOLDTUNE_HISTORY=str(root / "history"),
@@ -136,9 +135,10 @@ def run(options: Options) -> Run:
                 FOLDTUNE_LIGHT_SLOTS=str(options.slots),
             ),
             root / "history",
+            root / "home",
         )
-        storm = Storm(fleet, postgres, proxies, root / "home" / "spool", faults)
-        watch = Watch(str(root / "steps"), postgres.canary, root / "home" / "spool")
+        storm = Storm(fleet, postgres, proxies, root / "home", faults)
+        watch = Watch(str(root / "steps"), postgres.canary, root / "home")
         began = time.monotonic()
         try:
             watch.start()
@@ -164,7 +164,7 @@ def run(options: Options) -> Run:
             expected,
             history=root / "history",
             steps=root / "steps",
-            store=root / "home" / "artifacts",
+            store=root / "home" / "shared" / "artifacts",
             stuck=tuple(storm.stuck),
             secrets=(*sorted(watch.secrets), *leaks),
             orphans=(*watch.orphans, *late),
