@@ -73,8 +73,9 @@ def record(connection: Connection, lease: Lease, checkpoint: Checkpoint, stored:
     except DBAPIError as error:
         if not str(getattr(error.orig, "pgcode", None) or "").startswith(("53", "54")):  # no resources, over a limit
             raise
-        message = f"the {checkpoint.kind} checkpoint of epoch {checkpoint.epoch} cannot be stored: {error.orig}"
-        raise FoldtuneError(message.strip(), help="the score does not depend on it", code=CANNOT_WRITE) from error
+        said = str(error.orig).strip().partition("\n")[0]
+        message = f"the {checkpoint.kind} checkpoint of epoch {checkpoint.epoch} cannot be stored: {said}"
+        raise FoldtuneError(message, help="the score does not depend on it", code=CANNOT_WRITE) from error
     if checkpoint.kind == "resume":
         connection.execute(
             text(

@@ -101,6 +101,23 @@ def renew(engine: Engine, leases: Sequence[Lease]) -> Renewal:
     return Renewal(lost, seconds)
 
 
+def disown(connection: Connection, record: StudyRecord, worker: int, held: Sequence[str]) -> None:
+    """Give back what was leased to a worker that does not know of it: the answer to its claim was lost on the way.
+
+    held: tokens of the leases that it knows of. Under the study's lock.
+    """
+    connection.execute(
+        text(
+            "WITH unknown AS (UPDATE unit SET state = 'waiting', worker = NULL, expires_at = NULL "
+            "WHERE study = :study AND state = 'leased' AND worker = :worker "
+            "AND NOT token = ANY(CAST(:held AS uuid[])) RETURNING id, lease_epoch) "
+            "UPDATE attempt a SET ended_at = now(), cause = 'released', reason = 'the answer to the claim was lost' "
+            "FROM unknown WHERE a.unit = unknown.id AND a.lease_epoch = unknown.lease_epoch"
+        ),
+        {"study": record.id, "worker": worker, "held": list(held)},
+    )
+
+
 def bury(engine: Engine, worker: int) -> int:
     """Let the leases of a worker that is known to be dead run out now; how many it held."""
     with transaction(engine) as connection:

@@ -25,19 +25,20 @@ from orchestrator.reconcile import reconcile, settle
 from orchestrator.records import Lease, StudyRecord
 
 REDRAWS = 10
+Taken = tuple[StudyRecord, Lease] | None
 
 
-def take(
-    engine: Engine, worker: int, names: Sequence[str], *, company: bool = False
-) -> tuple[StudyRecord, Lease] | None:
+def take(engine: Engine, worker: int, names: Sequence[str], *, held: Sequence[str] | None = None) -> Taken:
     """A unit to train, from the first of these studies that has one; None while there is none.
 
     Further folds of open trials first, then planned trials, then a new suggestion; units of trials that had a failure
-    last, and never for a worker that trains others (`company`): only what fails alone is charged.
+    last, and never for a worker that trains others: only what fails alone is charged.
+
+    held: tokens of the leases that this worker knows of; what else it is said to hold is given back. None: not known.
     """
     for name in names:
         try:
-            taken = _take_from(engine, worker, name, company=company)
+            taken = _take_from(engine, worker, name, held)
         except queries.NoStudy:  # deleted since the caller read its name
             continue
         try:
@@ -51,7 +52,7 @@ def take(
     return None
 
 
-def _take_from(engine: Engine, worker: int, name: str, *, company: bool) -> tuple[StudyRecord, Lease] | None:
+def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | None) -> Taken:
     """Lease what waits; else ask the sampler, outside the lock, and look again.
 
     A Gaussian process thinks for seconds: under the lock nobody else could report an epoch meanwhile.
@@ -60,6 +61,8 @@ def _take_from(engine: Engine, worker: int, name: str, *, company: bool) -> tupl
     while True:
         with transaction(engine) as connection:
             record = queries.lock_study(connection, queries.study(connection, name).id)
+            if held is not None:
+                leases.disown(connection, record, worker, held)
             reconcile(connection, record)
             if suggested is not None:
                 _insert(connection, record, suggested)
@@ -67,7 +70,7 @@ def _take_from(engine: Engine, worker: int, name: str, *, company: bool) -> tupl
                 return None
             unit = _waiting_unit(connection, record)
             asked = _ask(connection, record) if unit is None else None
-            if unit is None and asked is None and not company:
+            if unit is None and asked is None and not held:
                 unit = _waiting_unit(connection, record, blameless=False)
             if unit is not None:
                 return record, leases.grant(connection, record, unit, worker)

@@ -120,8 +120,7 @@ class Clerk(threading.Thread):
         if desk.slots != self._offered:
             desk.line.persist(lambda: workers.offer(desk.engine, desk.worker, desk.slots))
             self._offered = desk.slots
-        training = len(desk.untold())
-        if training >= wanted.slots or self._closing.is_set():
+        if len(desk.untold()) >= wanted.slots or self._closing.is_set():
             return False
         names = self._open_studies()
         if not names and desk.names:
@@ -131,7 +130,7 @@ class Clerk(threading.Thread):
             return False
         if wanted.study is not None:
             names = [name for name in names if name == wanted.study]
-        taken = desk.line.persist(lambda: trials.take(desk.engine, desk.worker, names, company=training > 0))
+        taken = desk.line.persist(lambda: trials.take(desk.engine, desk.worker, names, held=desk.tokens()))
         if taken is None:
             desk.inbox.put(NothingNow())
             return False

@@ -123,6 +123,10 @@ class Desk:
         with self.guard:
             return [lease for lease in self.held if lease.token not in self.ended]
 
+    def tokens(self) -> list[str]:
+        """Of all leases that this worker knows of."""
+        return [lease.token for lease in self.held]
+
     def trains(self, lease: Lease) -> bool:
         """Whether the lease is ours as far as we know, and its end is still to come."""
         with self.guard:

@@ -193,10 +193,10 @@ def _explain(error: DBAPIError, url: URL | None) -> FoldtuneError:
         ("server closed the connection", "closed the connection", UNAVAILABLE),
         ("read-only transaction", "is a standby that takes no writes", UNAVAILABLE),
         ("statement timeout", f"worked on one statement for {deadline.SECONDS:.0f} s", UNAVAILABLE),
-        (
-            "too many clients",
-            "has no free connection left; raise max_connections or lower the workers",
-            UNAVAILABLE,
+        *(
+            (said_of_slots, "has no free connection left; raise max_connections or lower the workers", UNAVAILABLE)
+            # to superusers, to everybody else, and where a database or role has a limit of its own
+            for said_of_slots in ("too many clients", "remaining connection slots", "too many connections for")
         ),
         ("lock timeout", f"kept a row locked for {lifecycle.LOCK_SECONDS:.0f} s", UNAVAILABLE),
     ):

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine
+from sqlalchemy.engine import make_url
 
 from benchmarks.chaos import study as chaos_study
-from orchestrator import queries
-from orchestrator.database.engine import transaction
+from orchestrator.launch import launch
 from tests.acceptance.commands import ROOT, children
 from tests.database import studies
 from tests.database.studies import rows
@@ -50,17 +50,15 @@ def write(folder: Path, *, name: str = "s", epochs: int = 4, more: str = "") -> 
 
 
 def launched(engine: Engine, folder: Path, *, name: str = "s", epochs: int = 4, more: str = "") -> Mapping[str, float]:
-    """Launch it; configuration -> value, as they are without the program: the same engine and seeds, no fault."""
+    """Launch it; what it must come to."""
     path = write(folder, name=name, epochs=epochs, more=more)
-    studies.launch(engine, studies.prepared(path))
-    return undisturbed(engine, path, name)
+    launch(engine, studies.prepared(path))
+    return undisturbed(path)
 
 
-def undisturbed(engine: Engine, path: Path, name: str = "s") -> Mapping[str, float]:
-    """What a launched study must come to."""
-    with transaction(engine) as connection:
-        record = queries.study(connection, name)
-    return dict(chaos_study.expected(record, path).table)
+def undisturbed(path: Path) -> Mapping[str, float]:
+    """configuration -> value, as they are without any fault: the same engine and seeds, nothing of the program."""
+    return chaos_study.expected(chaos_study.planned(path))
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def worker(
 ) -> Iterator[Running]:
     """A worker process; killed at the end, whatever happened. prefix: a command that becomes it."""
     log = log or Path(tempfile.mkdtemp()) / "worker.log"
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "trial_worker", "--device", "cpu", *(arguments or ("s",))],
             stdout=subprocess.DEVNULL,
@@ -127,6 +125,11 @@ def charged(engine: Engine) -> int:
     return int(rows(engine, "SELECT sum(charges) FROM unit")[0][0])
 
 
+def through(storage: str, port: int, host: str = "127.0.0.1") -> str:
+    """The same database by another way."""
+    return make_url(storage).set(host=host, port=port).render_as_string(hide_password=False)
+
+
 @contextlib.contextmanager
 def disk(folder: Path, size: str) -> Iterator[Path]:
     """A small disk of its own at this folder. Needs root."""
@@ -141,9 +144,10 @@ def disk(folder: Path, size: str) -> Iterator[Path]:
 def fill(folder: Path) -> Path:
     """Use up a disk to its last byte; the file to delete for room."""
     ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        for size in (2**16, 2**12, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(b"\0" * size)
+    for file in (ballast, *folder.glob("*.log")):  # a file's last block has room even then
+        with file.open("ab", buffering=0) as handle:
+            for size in (2**16, 2**12, 1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        handle.write(b"." * size)
     return ballast

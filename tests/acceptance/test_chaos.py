@@ -33,7 +33,9 @@ def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "options", [("--seed", "5", "--kills", "25", "--workers", "3", "--trials", "6")], ids=["one unit at a time"]
+    "options",
+    [("--seed", "5", "--kills", "25", "--workers", "4", "--trials", "6", "--epoch-seconds", "1")],
+    ids=["25 kills"],
 )
 def test_a_storm_leaves_no_trace_in_the_results(options: tuple[str, ...]) -> None:
     done = chaos(*options, "--limit", "400")

@@ -514,3 +514,31 @@ def test_resume_without_hours_left_says_so_and_changes_nothing(engine: Engine, t
     with pytest.raises(FoldtuneError, match="--hours is a total"):
         control.resume(engine, "s")
     assert studies.rows(engine, "SELECT id, state::text, generation FROM trial ORDER BY id") == before
+
+
+def test_a_unit_whose_claim_was_never_answered_is_free_again_with_the_next_claim(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """The commit arrived and its reply did not: the worker asks again, and does not know what it holds."""
+    studies.launched(engine, tmp_path)
+    worker, other = studies.worker(engine), studies.worker(engine)
+    kept, foreign = take(engine, worker), take(engine, other)
+    unknown = take(engine, worker)
+    record, again = trials.take(engine, worker, ["s"], held=[kept.token]) or pytest.fail("nothing was free")
+    assert (again.unit, again.attempt) == (unknown.unit, 2)
+    ended = studies.rows(engine, "SELECT unit, cause, charged FROM attempt WHERE ended_at IS NOT NULL")
+    assert ended == [(unknown.unit, "released", False)]
+    for lease in (kept, foreign, again):
+        renew(engine, lease)
+    with pytest.raises(Fenced):
+        renew(engine, unknown)
+    studies.train(engine, record, again)
+
+
+def test_leases_of_a_worker_known_to_be_dead_are_free_at_once(engine: Engine, tmp_path: Path) -> None:
+    studies.launched(engine, tmp_path)
+    dead, living = studies.worker(engine), studies.worker(engine)
+    held = [take(engine, dead) for _ in range(2)]
+    assert leases.bury(engine, dead) == 2
+    assert [take(engine, living).unit for _ in range(2)] == [lease.unit for lease in held]
+    assert leases.bury(engine, dead) == 0
