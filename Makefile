@@ -3,6 +3,9 @@
 PYTHON ?= python3
 # Tests run in this many processes, each with one torch thread: more of either than cores only adds waiting.
 JOBS ?= 2
+# For `make chaos`: the schedule of faults, and how many processes it kills.
+SEED ?= 1
+KILLS ?= 40
 
 BIN := .venv/bin
 STAMP := .venv/.foldtune-installed
@@ -11,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PATIENCE := -o faulthandler_timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-unit test-slow lint format constraints secrets clean
+.PHONY: help env demo test test-unit test-slow chaos crash-points lint format constraints secrets clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -29,6 +32,12 @@ test-unit: $(STAMP)  ## only tests/unit: no database, no processes, seconds
 
 test-slow: $(STAMP)  ## whole studies, minutes each; writes a dated result under benchmarks/results/
 	$(BIN)/python tests/slow_report.py
+
+chaos: $(STAMP)  ## kill processes of a study at random and check that nothing is lost (KILLS=1000 for long)
+	$(BIN)/python -m benchmarks.chaos --seed $(SEED) --kills $(KILLS) --workers 6
+
+crash-points: $(STAMP)  ## die at every statement, fsync and rename of a study's life; half an hour
+	$(BIN)/python -m benchmarks.crash_points --jobs $(JOBS)
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check

@@ -67,6 +67,8 @@ def record(connection: Connection, lease: Lease, checkpoint: Checkpoint, stored:
         FoldtuneError: the database has no room for it (exit code 73). The caller's transaction is as it was before,
             and may go on: the score must not be lost with the weights.
     """
+    if stored.content is not None:  # the server takes the time in which it receives a statement for idleness
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '600s'"))
     try:
         with connection.begin_nested():
             inserted = _insert(connection, lease, checkpoint, stored)

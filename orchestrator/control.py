@@ -71,6 +71,13 @@ def _revive(connection: Connection, study_id: int) -> int:
         ),
         {"id": study_id},
     )
+    connection.execute(
+        text(
+            "UPDATE unit SET state = 'done', ended_at = now() FROM trial t WHERE t.id = unit.trial AND t.study = :id "
+            "AND unit.state = 'waiting' AND state_at_rest(unit.id) = 'done'"
+        ),
+        {"id": study_id},
+    )
     # A cancelled Optuna trial cannot run again: the revived trial gets a new one when it opens.
     return connection.execute(
         text(
@@ -94,7 +101,7 @@ def delete(engine: Engine, name: str) -> None:
     """
     with transaction(engine) as connection:
         found = queries.study(connection, name)
-    with projection.alone(engine, found.id), transaction(engine) as connection:
+    with study.alone(engine.url, found.id, wait=True), transaction(engine) as connection:
         study.delete(engine.url, name)  # first: a crash after it leaves a study that can be deleted again
         record = queries.lock_study(connection, found.id)
         cleaning.forget(connection, record)

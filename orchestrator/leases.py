@@ -89,7 +89,7 @@ def renew(engine: Engine, leases: Sequence[Lease]) -> Renewal:
     lost: list[Fenced] = []
     seconds: dict[int, float] = {}
     with transaction(engine) as connection:
-        for lease in leases:
+        for lease in sorted(leases, key=lambda lease: lease.unit):  # everybody locks units in this order
             try:
                 hold(connection, lease)
             except Fenced as fenced:
@@ -108,7 +108,7 @@ def disown(connection: Connection, record: StudyRecord, worker: int, held: Seque
     """
     connection.execute(
         text(
-            "WITH unknown AS (UPDATE unit SET state = 'waiting', worker = NULL, expires_at = NULL "
+            "WITH unknown AS (UPDATE unit SET state = state_at_rest(id), worker = NULL, expires_at = NULL "
             "WHERE study = :study AND state = 'leased' AND worker = :worker "
             "AND NOT token = ANY(CAST(:held AS uuid[])) RETURNING id, lease_epoch) "
             "UPDATE attempt a SET ended_at = now(), cause = 'released', reason = 'the answer to the claim was lost' "
@@ -116,6 +116,20 @@ def disown(connection: Connection, record: StudyRecord, worker: int, held: Seque
         ),
         {"study": record.id, "worker": worker, "held": list(held)},
     )
+
+
+def release_all(engine: Engine, worker: int) -> None:
+    """Give back, uncharged, whatever a worker still holds: it leaves."""
+    with transaction(engine) as connection:
+        connection.execute(
+            text(
+                "WITH held AS (UPDATE unit SET state = state_at_rest(id), worker = NULL, expires_at = NULL "
+                "WHERE state = 'leased' AND worker = :worker RETURNING id, lease_epoch) "
+                "UPDATE attempt a SET ended_at = now(), cause = 'released', reason = 'the worker left' "
+                "FROM held WHERE a.unit = held.id AND a.lease_epoch = held.lease_epoch"
+            ),
+            {"worker": worker},
+        )
 
 
 def bury(engine: Engine, worker: int) -> int:
@@ -130,7 +144,7 @@ def release(connection: Connection, lease: Lease, cause: str, reason: str) -> No
     """Give a unit back, uncharged; somebody else may take it at once. Nothing happens if the lease was lost."""
     given = connection.execute(
         text(
-            "UPDATE unit SET state = 'waiting', worker = NULL, expires_at = NULL "
+            "UPDATE unit SET state = state_at_rest(id), worker = NULL, expires_at = NULL "
             "WHERE id = :unit AND lease_epoch = :epoch AND token = CAST(:token AS uuid) AND state = 'leased'"
         ),
         {"unit": lease.unit, "epoch": lease.epoch, "token": lease.token},

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -17,36 +15,25 @@ from sqlalchemy import Connection, Engine, text
 import foldtune
 from orchestrator import lifecycle, objective, queries, study, words
 from orchestrator.contract import digest
-from orchestrator.database.engine import apart, transaction
+from orchestrator.database.engine import readable_errors, transaction
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord
 from orchestrator.study import Past
 
-_LOCK = 0x70726F6A  # "proj"; the second half of the key is the study
-_LOCKED_SECONDS = 120  # a projector that went silent keeps others out for so long at most
 
-
-def project(engine: Engine, name: str) -> None:
-    """Bring the Optuna study of `name` up to date."""
+def project(engine: Engine, name: str, *, wait: bool = True) -> None:
+    """Bring the Optuna study of `name` up to date. Without `wait`, leave it to whoever is at it just now."""
     with transaction(engine) as connection:
         found = queries.study(connection, name)
         if not _behind(connection, found):
             return
-    with alone(engine, found.id):
+    with readable_errors(engine.url), study.alone(engine.url, found.id, wait=wait) as mine:
+        if not mine:
+            return
         with transaction(engine) as connection:
             record = queries.study(connection, name)
             if not _behind(connection, record):
                 return
         _project(engine, record)
-
-
-@contextmanager
-def alone(engine: Engine, study_id: int) -> Iterator[None]:
-    """Nobody else writes this study's Optuna study inside."""
-    key = {"kind": _LOCK, "study": study_id}
-    with transaction(apart(engine.url)) as guard:
-        guard.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{_LOCKED_SECONDS}s'"))
-        guard.execute(text("SELECT pg_advisory_xact_lock(:kind, CAST(:study AS integer))"), key)
-        yield
 
 
 def _project(engine: Engine, record: StudyRecord) -> None:
@@ -59,6 +46,10 @@ def _project(engine: Engine, record: StudyRecord) -> None:
     shown = study.open_projection(
         engine.url, record.name, record.spec.objective, maximize=record.spec.maximize, attributes=attributes
     )
+    known = study.shown_keys(shown)
+    for trial in _trials(engine, record):
+        if trial.number is not None and trial.key not in known:  # a person deleted it, or the whole Optuna study
+            _remember(engine, trial, "number = NULL, told = false")
     for trial in _trials(engine, record):
         if trial.in_space and trial.state != "waiting" and trial.number is None:
             _start(engine, shown, record, trial)

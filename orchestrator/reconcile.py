@@ -27,9 +27,7 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
         text(
             "WITH late AS (SELECT u.id, u.lease_epoch, "
             "CAST(u.vanished + 1 >= :patience AS integer) AS charged, "
-            "EXISTS (SELECT 1 FROM result r WHERE r.unit = u.id "
-            "AND r.epoch = CAST(t.settings->>'epochs' AS integer)) AS done "
-            "FROM unit u JOIN trial t ON t.id = u.trial "
+            "state_at_rest(u.id) = 'done' AS done FROM unit u "
             "WHERE u.study = :study AND u.state = 'leased' AND u.expires_at < now() "
             "AND (now() > pg_postmaster_start_time() + make_interval(secs => :return) "
             "OR now() > u.expires_at + make_interval(secs => 3 * :return))), "

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from orchestrator import dataset
+from orchestrator import dataset, queries
 from orchestrator.database.engine import transaction
-from orchestrator.errors import BAD_DATA, CANNOT_WRITE, FoldtuneError
+from orchestrator.errors import BAD_DATA, CANNOT_WRITE, USAGE, FoldtuneError
 from orchestrator.records import StudyRecord
 
 
@@ -27,9 +27,12 @@ def fetch(engine: Engine, record: StudyRecord, folder: Path) -> Path:
     if path.exists() and _sha256(path.read_bytes()) == record.snapshot:
         return path
     with transaction(engine) as connection:
-        packed = connection.execute(
+        row = connection.execute(
             text("SELECT content FROM snapshot WHERE sha256 = :sha256"), {"sha256": record.snapshot}
-        ).scalar_one()
+        ).one_or_none()
+    if row is None:
+        raise queries.NoStudy("the study was deleted meanwhile", code=USAGE)
+    packed = row.content
     content = _reread(record) if packed is None else zlib.decompress(packed)
     if _sha256(content) != record.snapshot:
         raise FoldtuneError(

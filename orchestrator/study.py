@@ -11,9 +11,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,20 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 
 from orchestrator import lifecycle, space
 from orchestrator.contract import derive_seed
 from orchestrator.database.engine import CONNECT_ARGS, TIMEOUTS, connect, name_crash_points
-from orchestrator.errors import USAGE, FoldtuneError
+from orchestrator.errors import UNAVAILABLE, USAGE, FoldtuneError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 KEY = "foldtune"  # user attribute that ties an Optuna trial to foldtune's row
 MEMORY = "infeasible: memory"  # constraint of a configuration that fits no device
 _LOCK = 0x6F707475
+_PROJECTION = 0x70726F6A  # "proj"; the second half of that key is the study
 GP_SECONDS = 300
 
 
@@ -105,11 +108,17 @@ def _suggest_in_child(question: Question) -> tuple[dict[str, Any], str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise FoldtuneError(f"the GP sampler did not answer within {GP_SECONDS} s", help="use tpe") from None
+        return _at_random(question, f"it did not answer within {GP_SECONDS} s")
     if done.returncode != 0:
-        raise FoldtuneError(f"the GP sampler failed: {done.stderr.strip().splitlines()[-1:]}")
+        return _at_random(question, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     params, origin = json.loads(done.stdout)
     return params, origin
+
+
+def _at_random(question: Question, why: str) -> tuple[dict[str, Any], str]:
+    """One sampler that fails once must not end a worker of many studies."""
+    print(f"the GP sampler failed ({why}); this suggestion is drawn at random", file=sys.stderr, flush=True)
+    return answer(replace(question, sampler="random"))
 
 
 def question_from_json(raw: Mapping[str, Any]) -> Question:
@@ -129,15 +138,60 @@ def suggestion_seed(study_seed: int, suggestion: int, redraw: int) -> int:
 def _storage(url: URL) -> RDBStorage:
     # A role named foldtune would otherwise find, and make, Optuna's tables in foldtune's schema.
     arguments = {**CONNECT_ARGS, "options": f"-c search_path=public {TIMEOUTS}"}
-    engine = connect(url)
-    with engine.begin() as connection:  # two processes that create Optuna's tables at once: one would fail
+    place = url.render_as_string(hide_password=False)
+    with connect(url).begin() as connection:  # two processes that create Optuna's tables at once: one would fail
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        storage = RDBStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs={"pool_pre_ping": True, "pool_size": 1, "max_overflow": 1, "connect_args": arguments},
-        )
+        # looking at versions it wants two connections at once
+        RDBStorage(place, engine_kwargs={"connect_args": arguments}).engine.dispose()
+    storage = RDBStorage(
+        place,
+        skip_compatibility_check=True,
+        skip_table_creation=True,
+        # one connection and no other: `alone` holds its lock on it
+        engine_kwargs={"pool_pre_ping": True, "pool_size": 1, "max_overflow": 0, "connect_args": arguments},
+    )
     name_crash_points(storage.engine, "optuna: ")
+    event.listen(storage.engine, "connect", lambda *_: _refuse_to_reconnect(url))
     return storage
+
+
+_inside: dict[URL, threading.RLock] = {}  # held by the thread that is `alone`
+_exclusive: set[URL] = set()
+
+
+def _refuse_to_reconnect(url: URL) -> None:
+    if url in _exclusive:
+        raise FoldtuneError("the connection that kept others from the same study was lost", code=UNAVAILABLE)
+
+
+@contextmanager
+def alone(url: URL, study_id: int, *, wait: bool) -> Iterator[bool]:
+    """Nobody else writes this study's Optuna study inside. False: somebody does now, and `wait` is off.
+
+    The lock lives on the connection that Optuna writes through, and that is not replaced inside: were it another one,
+    losing it would let a second process start the same Optuna trial while this one goes on.
+
+    Raises:
+        FoldtuneError: the lock was not free for several seconds, or the connection was lost.
+    """
+    key = {"kind": _PROJECTION, "study": study_id}
+    with _inside.setdefault(url, threading.RLock()):
+        engine = _storage(url).engine
+        with engine.begin() as connection:
+            if wait:
+                connection.execute(text("SELECT pg_advisory_lock(:kind, CAST(:study AS integer))"), key)
+            else:
+                free = text("SELECT pg_try_advisory_lock(:kind, CAST(:study AS integer))")
+                if not connection.execute(free, key).scalar():
+                    yield False
+                    return
+        _exclusive.add(url)
+        try:
+            yield True
+        finally:
+            _exclusive.discard(url)
+            with engine.begin() as connection:
+                connection.execute(text("SELECT pg_advisory_unlock(:kind, CAST(:study AS integer))"), key)
 
 
 def storage(url: URL) -> RDBStorage:
@@ -223,6 +277,11 @@ def orphans(shown: optuna.Study, keys: Iterable[str]) -> list[int]:
     known = set(keys)
     running = shown.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     return [trial.number for trial in running if trial.user_attrs.get(KEY) not in known]
+
+
+def shown_keys(shown: optuna.Study) -> set[str]:
+    """Of all Optuna trials that foldtune made here."""
+    return {str(trial.user_attrs[KEY]) for trial in shown.get_trials(deepcopy=False) if KEY in trial.user_attrs}
 
 
 def drop_orphan(shown: optuna.Study, number: int) -> None:

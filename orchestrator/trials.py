@@ -42,7 +42,9 @@ def take(engine: Engine, worker: int, names: Sequence[str], *, held: Sequence[st
         except queries.NoStudy:  # deleted since the caller read its name
             continue
         try:
-            projection.project(engine, name)
+            projection.project(engine, name, wait=False)
+        except queries.NoStudy:  # deleted just now, its unit with it
+            continue
         except FoldtuneError as error:
             if taken is None or error.code != UNAVAILABLE:
                 raise
@@ -89,7 +91,8 @@ def _waiting_unit(connection: Connection, record: StudyRecord, *, blameless: boo
         "SELECT u.id FROM unit u JOIN trial t ON t.id = u.trial "
         "WHERE u.study = :study AND u.state = 'waiting' AND t.state IN ('running', 'waiting') "
         "AND NOT (:blameless AND EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0)) "
-        "ORDER BY t.state <> 'running', u.charges, t.id, u.repeat, u.fold LIMIT 1",
+        # a unit with a charge is judged before others of its trial are: three crashes end it, and the trial with it
+        "ORDER BY t.state <> 'running', t.id, u.charges DESC, u.repeat, u.fold LIMIT 1",
         study=record.id,
         blameless=blameless,
     )
@@ -210,19 +213,15 @@ def _accept(connection: Connection, lease: Lease, done: EpochDone) -> bool:
         },
     ).rowcount
     # An epoch trained anew by a later lease costs its device time again; a report sent twice does not.
-    connection.execute(
+    first = connection.execute(
         text(
-            "UPDATE unit SET vanished = 0, seconds = seconds + :seconds "
-            "WHERE id = :unit AND (:accepted OR NOT EXISTS "
-            "(SELECT 1 FROM result WHERE unit = :unit AND epoch = :epoch AND lease_epoch = :lease_epoch))"
+            "UPDATE attempt SET counted = :epoch WHERE unit = :unit AND lease_epoch = :lease_epoch AND counted < :epoch"
         ),
-        {
-            "seconds": done.seconds,
-            "unit": lease.unit,
-            "accepted": bool(accepted),
-            "epoch": done.epoch,
-            "lease_epoch": lease.epoch,
-        },
+        {"unit": lease.unit, "epoch": done.epoch, "lease_epoch": lease.epoch},
+    ).rowcount
+    connection.execute(
+        text("UPDATE unit SET vanished = 0, seconds = seconds + :seconds WHERE id = :unit"),
+        {"seconds": done.seconds if first else 0.0, "unit": lease.unit},
     )
     return bool(accepted)
 
@@ -240,10 +239,14 @@ def finish(engine: Engine, name: str, lease: Lease, ended: UnitEnded, stored: St
         return
     with transaction(engine) as connection:
         record = queries.lock_study(connection, lease.study)
-        if not _recorded(connection, lease, ended):
+        if ended.outcome == Outcome.DONE and not _has_last_epoch(connection, lease):
+            # It was kept in the memory of a process that died, or could not be written: trained again, never missing.
+            leases.hold(connection, lease)
+            leases.release(connection, lease, lifecycle.Cause.RELEASED, "the result of its last epoch never arrived")
+        elif not _recorded(connection, lease, ended):
             _end_unit(connection, lease, ended)
             settle(connection, record)
-    projection.project(engine, name)
+    projection.project(engine, name, wait=False)
 
 
 def _give_back(engine: Engine, lease: Lease, ended: UnitEnded, stored: Stored | None) -> None:
@@ -255,13 +258,18 @@ def _give_back(engine: Engine, lease: Lease, ended: UnitEnded, stored: Stored | 
 
 
 def forgive(engine: Engine, worker: int, charged: Sequence[Lease]) -> None:
-    """Take back what these attempts were charged: the machine was at fault. Units that failed for good stay so."""
+    """Take back what these attempts were charged: the machine was at fault.
+
+    Not where the unit failed on another machine too, or a poison unit would outlive one worker after another; and what
+    has failed for good stays so.
+    """
     with transaction(engine) as connection:
         for lease in charged:
             taken_back = connection.execute(
                 text(
                     "UPDATE attempt SET charged = false WHERE unit = :unit AND lease_epoch = :epoch "
-                    "AND worker = :worker AND charged"
+                    "AND worker = :worker AND charged AND NOT EXISTS (SELECT 1 FROM attempt o WHERE o.unit = :unit "
+                    "AND o.worker <> :worker AND o.cause IN ('exception', 'crash', 'hang', 'killed'))"
                 ),
                 {"unit": lease.unit, "epoch": lease.epoch, "worker": worker},
             ).rowcount
@@ -270,6 +278,11 @@ def forgive(engine: Engine, worker: int, charged: Sequence[Lease]) -> None:
                     text("UPDATE unit SET charges = charges - 1 WHERE id = :unit AND state IN ('waiting', 'leased')"),
                     {"unit": lease.unit},
                 )
+
+
+def _has_last_epoch(connection: Connection, lease: Lease) -> bool:
+    query = "SELECT EXISTS (SELECT 1 FROM result WHERE unit = :unit AND epoch = :epoch)"
+    return bool(queries.scalar(connection, query, unit=lease.unit, epoch=lease.settings.epochs))
 
 
 def _recorded(connection: Connection, lease: Lease, ended: UnitEnded) -> bool:

@@ -30,11 +30,12 @@ from orchestrator.database.engine import transaction
 from orchestrator.errors import FoldtuneError
 from orchestrator.records import Lease, StudyRecord
 from trial_worker.courier import Courier
-from trial_worker.desk import AllDone, Desk, NothingNow, Taken, Trouble
+from trial_worker.desk import AllDone, Desk, Taken, Trouble
 from trial_worker.line import is_away
 from trial_worker.spool import Delivery, orphans
 
 ADOPT_SECONDS = 5.0  # between two looks for spools that dead workers left on this machine
+TIDY_SECONDS = 30.0  # between two looks for artifacts of no more use, and for what Optuna has not heard
 
 
 class Clerk(threading.Thread):
@@ -46,7 +47,7 @@ class Clerk(threading.Thread):
         self._courier = Courier(desk)
         self.wake = threading.Event()  # set: there is something to do
         self._closing = threading.Event()
-        self._next_adoption = 0.0
+        self._next_adoption = self._next_tidying = 0.0
         self._offered = 1  # slots that the database knows of
         self._data: dict[int, Path] = {}  # study -> its verified rows on this machine
         self._swept: set[int] = set()
@@ -64,12 +65,10 @@ class Clerk(threading.Thread):
         except BaseException as error:
             self.desk.inbox.put(Trouble(error))
 
-    def close(self, patience: float) -> bool:
-        """Deliver what is left, for so long; whether all of it went."""
+    def close(self) -> None:
+        """Deliver what is left, then end."""
         self._closing.set()
         self.wake.set()
-        self.join(max(0.0, patience))
-        return not self.is_alive() and len(self.desk.spool) == 0
 
     def _give_back_untouched(self) -> None:
         """A unit that was taken while the foreman was leaving: it never heard of it."""
@@ -88,7 +87,9 @@ class Clerk(threading.Thread):
         if time.monotonic() < self._next_adoption:
             return False
         self._next_adoption = time.monotonic() + ADOPT_SECONDS
-        self._tidy()
+        if time.monotonic() > self._next_tidying:
+            self._next_tidying = time.monotonic() + TIDY_SECONDS
+            self._tidy()
         for worker, spool in orphans(self.desk.spool.folder.parent):
             if len(spool):
                 self.desk.say(f"delivering {len(spool)} results that a worker left on this machine")
@@ -125,14 +126,14 @@ class Clerk(threading.Thread):
         names = self._open_studies()
         if not names and desk.names:
             for name in desk.names:  # whoever closed a study may have died before Optuna heard of it
-                desk.line.persist(partial(projection.project, desk.engine, name))
+                with contextlib.suppress(queries.NoStudy):
+                    desk.line.persist(partial(projection.project, desk.engine, name))
             desk.inbox.put(AllDone())
             return False
         if wanted.study is not None:
             names = [name for name in names if name == wanted.study]
         taken = desk.line.persist(lambda: trials.take(desk.engine, desk.worker, names, held=desk.tokens()))
         if taken is None:
-            desk.inbox.put(NothingNow())
             return False
         record, lease = taken
         self._courier.records[record.name] = record  # one of that name may have been deleted and made anew
@@ -140,12 +141,17 @@ class Clerk(threading.Thread):
         desk.note("leased", lease)
         try:
             data = self._rows(record)
-        except FoldtuneError as error:
+        except queries.NoStudy:
+            desk.let_go(lease)
+            return True
+        except (FoldtuneError, OSError) as error:
             if is_away(error):
                 raise
             self._refuse(record, lease, error)
             return True
-        desk.inbox.put(Taken(record, lease, data, self._resume(record, lease)))
+        taken_on = Taken(record, lease, data, self._resume(record, lease))
+        if desk.trains(lease):  # it may be lost by now: weights of many gigabytes were verified
+            desk.inbox.put(taken_on)
         return True
 
     def _resume(self, record: StudyRecord, lease: Lease) -> Checkpoint | None:
@@ -165,8 +171,9 @@ class Clerk(threading.Thread):
 
         def read() -> list[str]:
             with transaction(desk.engine) as connection:
-                for name in desk.names:
-                    queries.study(connection, name)
+                known = set(queries.study_names(connection))
+                if desk.names and not known & set(desk.names):
+                    queries.study(connection, desk.names[0])  # says that there is none, and a near name
                 return queries.study_names(connection, open_only=True)
 
         names = desk.line.persist(read)
@@ -180,11 +187,11 @@ class Clerk(threading.Thread):
             self._data[record.id] = desk.line.persist(lambda: snapshots.fetch(desk.engine, record, desk.cache))
         return self._data[record.id]
 
-    def _refuse(self, record: StudyRecord, lease: Lease, error: FoldtuneError) -> None:
-        self.desk.say(f"error: {record.name}: {error.message}")
+    def _refuse(self, record: StudyRecord, lease: Lease, error: FoldtuneError | OSError) -> None:
+        said = error.message if isinstance(error, FoldtuneError) else error
+        self.desk.say(f"error: {record.name}: {said}")
         self.desk.refused |= {record.name}
         self.desk.deliver(Delivery(record.name, lease, given_back(lease, "this machine cannot train it")))
-        self.desk.inbox.put(NothingNow())
 
 
 def given_back(lease: Lease, reason: str) -> UnitEnded:
@@ -202,4 +209,5 @@ def sign_off(desk: Desk, farewell: str, blameless: Sequence[Lease]) -> None:
     """Leave the list of workers, if the database can be reached. blameless: whose failures this machine caused."""
     with contextlib.suppress(FoldtuneError):
         trials.forgive(desk.engine, desk.worker, blameless)
+        leases.release_all(desk.engine, desk.worker)
         workers.leave(desk.engine, desk.worker, farewell)

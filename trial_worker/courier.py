@@ -40,8 +40,7 @@ class Courier:
             desk.note("fenced", lease)
             if stored is not None and isinstance(lost, Fenced):
                 artifacts.discard(self.record(last.study), stored)
-            if desk.holds(lease):
-                desk.inbox.put(Lost(lease, lost.message))
+            desk.inbox.put(Lost(lease, lost.message))
             self._over(lease, spool)
         except FoldtuneError:
             raise  # it waits on

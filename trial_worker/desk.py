@@ -58,10 +58,6 @@ class Left:
     seconds: float
 
 
-class NothingNow:
-    """No unit waits."""
-
-
 class AllDone:
     """The named studies have ended, or cannot be trained here."""
 
@@ -131,10 +127,6 @@ class Desk:
         """Whether the lease is ours as far as we know, and its end is still to come."""
         with self.guard:
             return lease.token not in self.ended and any(other.token == lease.token for other in self.held)
-
-    def holds(self, lease: Lease) -> bool:
-        """Whether the lease is ours as far as we know."""
-        return any(other.token == lease.token for other in self.held)
 
     def note_acknowledged(self, delivery: Delivery) -> None:
         """The database has this."""

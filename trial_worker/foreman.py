@@ -100,7 +100,7 @@ class Foreman:
                 self._lose(event)
             case Left():
                 if event.unit in self._held:
-                    self.station.send(Limit(unit=event.unit, seconds_left=event.seconds))
+                    self.station.tell(Limit(unit=event.unit, seconds_left=event.seconds))
             case AllDone():
                 self._all_done = True
             case Trouble():
@@ -125,7 +125,7 @@ class Foreman:
         self._forget(held.lease.unit)
         if held.sent and self.station.trainer is not None:
             self._dropping[held.lease.unit, held.lease.epoch] = time.monotonic() + DROP_SECONDS
-            self.station.send(DropUnit(unit=held.lease.unit, reason="the lease is gone"))
+            self.station.tell(DropUnit(unit=held.lease.unit, reason="the lease is gone"))
 
     def _arrange(self) -> None:
         """Bring the trainer to what is held: the right study open, every unit that may run handed over."""
@@ -155,7 +155,7 @@ class Foreman:
             self._end(held, given_back(held.lease, "its checkpoint was damaged"))
             return
         self._held[held.lease.unit] = replace(held, sent=True)
-        self.station.send(work(held, str(self.desk.spool.folder)))
+        self.station.ask(work(held, str(self.desk.spool.folder)))
 
     # --- what the trainer says ---
 
@@ -169,6 +169,7 @@ class Foreman:
                 self.say(f"trainer on {message.device}: {self.station.versions}")
             case StudyOpened():
                 self.desk.slots = message.slots
+                self._deaths.pop(message.study, None)
             case StudyRefused():
                 self._refuse(message.study, message.reason)
             case EpochDone():
@@ -204,7 +205,10 @@ class Foreman:
         self._deliver(held, ended)
         trials = [lease.trial for lease in self.streak]
         if suspects.machine_at_fault(trials, proven=self._proven, others=self.desk.others):
-            self.fault = f"{len(trials)} units in a row failed here and none succeeded: this machine may be at fault"
+            self.fault = (
+                f"{len(trials)} units in a row failed here and none succeeded: this machine, or the study, may be at "
+                f"fault; the last said: {ended.reason}"
+            )
 
     def _deliver(self, held: Held, message: EpochDone | UnitEnded) -> None:
         self.desk.deliver(Delivery(held.study, held.lease, message))
@@ -254,7 +258,7 @@ class Foreman:
             self._held[unit] = replace(held, sent=False, kills=held.kills + killed)
         if fallen.opening is not None:
             self._fell_while_opening(fallen.opening, fallen.death)
-        elif fallen.cause is None or not running:
+        elif fallen.cause is None or not running or self.leaving is not None:
             self.say(f"{fallen.death.how}; a new one takes its place")
         else:
             kills = max(self._held[unit].kills for unit in running)
@@ -314,14 +318,20 @@ class Foreman:
         for held in list(self._held.values()):
             self._end(held, given_back(held.lease, "the worker left"))
         self.renewer.stopped.set()
-        if hurry:
-            self.desk.line.closing.set()
-        return self.clerk.close(self.asked + LEAVE_SECONDS - time.monotonic() if hurry else GIVE_UP_SECONDS)
+        until = self.asked + LEAVE_SECONDS if hurry else time.monotonic() + GIVE_UP_SECONDS
+        self.clerk.close()
+        while self.clerk.is_alive() and (left := until - time.monotonic()) > 0:
+            if hurry:
+                self.desk.line.closing.set()
+            self.clerk.join(min(left, 0.2))
+            if self.leaving is not None and not hurry:  # asked to hurry only now
+                hurry, until = True, self.asked + LEAVE_SECONDS
+        return not self.clerk.is_alive() and len(self.desk.spool) == 0
 
     def _suspend(self, until: float) -> None:
         """Ask for a checkpoint of every unit at its next step boundary; without one the last epoch's counts."""
         for unit in self._running():
-            self.station.send(DropUnit(unit=unit, reason="the worker leaves", keep=True))
+            self.station.tell(DropUnit(unit=unit, reason="the worker leaves", keep=True))
         while self.station.trainer is not None and self._running() and (left := until - time.monotonic()) > 0:
             event = self._next_event(min(left, 0.1))
             match event:

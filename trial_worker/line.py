@@ -22,6 +22,7 @@ class Line:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.closing = threading.Event()  # set: no call is tried again
+        self.meanwhile = "training goes on, results wait on this machine"  # what an outage is told with
         self._say = say
         self._guard = threading.Lock()
         self._away: dict[int, float] = {}  # thread -> since when its call fails
@@ -62,7 +63,7 @@ class Line:
         until = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
         error = state.outcome.exception()
         said = error.message if isinstance(error, FoldtuneError) else error
-        self._say(f"{said}; training goes on, results wait on this machine; giving up at {until}")
+        self._say(f"{said}; {self.meanwhile}; giving up at {until}")
 
     def _found(self) -> None:
         """A call went through; over is over once all have that failed: a full disk lets some of them pass."""

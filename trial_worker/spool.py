@@ -75,19 +75,25 @@ class Spool:
         self._number = 0
         for file in sorted(folder.glob("*.json")):
             self._number = int(file.stem)
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off by a full disk: nobody relied on it
+            try:
                 self._entries.append(Entry(Delivery.from_json(file.read_text(encoding="utf-8")), file))
+            except (ValueError, KeyError, TypeError):  # of another version: for people to look at
+                file.replace(file.with_suffix(REJECTED))
 
     def add(self, delivery: Delivery) -> OSError | None:
         """Keep a delivery; the error where it could be kept in memory only."""
-        self._number += 1
-        file, failure = self.folder / f"{self._number:08}.json", None
-        try:
-            durable.write(file, delivery.to_json().encode())
-        except OSError as error:
-            failure = error
+        token, failure = delivery.lease.token, None
         with self._guard:
-            self._entries.append(Entry(delivery, None if failure else file))
+            self._number += 1
+            file = self.folder / f"{self._number:08}.json"
+            # the end of a unit on disk without its last epoch would be told without it by whoever finds the spool
+            broken = any(entry.file is None and entry.delivery.lease.token == token for entry in self._entries)
+            try:
+                if not broken:
+                    durable.write(file, delivery.to_json().encode())
+            except OSError as error:
+                failure = error
+            self._entries.append(Entry(delivery, None if failure or broken else file))
         return failure
 
     def batch(self) -> list[Entry]:
@@ -135,8 +141,11 @@ class Spool:
 
     def close(self) -> None:
         """Give the folder up; it is removed if nothing waits in it."""
-        if len(self) == 0 and not list(self.folder.glob(f"*{REJECTED}")):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if len(self) == 0:
+            if list(self.folder.glob(f"*{REJECTED}")):
+                (self.folder / LOCK).unlink(missing_ok=True)  # nobody need open it again
+            else:
+                shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
 

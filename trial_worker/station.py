@@ -63,12 +63,16 @@ class Station:
     def open(self, message: OpenStudy) -> None:
         """Have it load a study in place of the last one's."""
         self.opening, self.opened = message.study, None
-        self.send(message)
+        self.ask(message)
 
-    def send(self, message: Any) -> None:
-        """Hand over a message; nothing happens without a trainer."""
+    def ask(self, message: Any) -> None:
+        """Hand over a message that takes the trainer its time; nothing happens without a trainer."""
+        self.excuse()
+        self.tell(message)
+
+    def tell(self, message: Any) -> None:
+        """Hand over a message that is no reason for silence."""
         if self.trainer is not None:
-            self.excuse()
             self.trainer.send(message)
 
     def excuse(self) -> None:

@@ -78,8 +78,10 @@ def _work(options: argparse.Namespace) -> int:
     finally:
         if foreman.leave():
             sign_off(desk, farewell, foreman.streak if foreman.fault else ())
-        else:
+        elif len(desk.spool):
             say(f"{len(desk.spool)} results wait in {desk.spool.folder} for the next worker on this machine")
+        else:
+            say("the database did not answer in time; what this worker held is free when its leases run out")
         desk.spool.close()
     say(f"worker {desk.worker}: {farewell}, {trained} units trained")
     if foreman.leaving is not None:
@@ -91,7 +93,9 @@ def open_desk(options: argparse.Namespace) -> Desk:
     """Connect, register as a worker, claim a device, make the spool."""
     url, line = storage_url(None), Line(say)
     candidates = workers.chosen_devices(options.device)
+    training, line.meanwhile = line.meanwhile, "trying again"
     engine = line.persist(lambda: connect(url), patience=START_SECONDS)
+    line.meanwhile = training
     with transaction(engine) as connection:
         place = queries.identity(connection)
     worker, device = workers.register(engine, candidates, name=options.name)

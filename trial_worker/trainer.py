@@ -214,6 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # of a trainer that hangs nothing else can be asked
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as sent to a whole control group; the supervisor suspends
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     messages = Messages(os.fdopen(options.read_fd, encoding="utf-8"))
     out = os.fdopen(options.write_fd, "w", encoding="utf-8")

@@ -11,7 +11,6 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
-from sqlalchemy.pool import NullPool
 
 from orchestrator import crash_points, lifecycle
 from orchestrator.contract import digest
@@ -105,16 +104,6 @@ def connect(url: URL) -> Engine:
     return engine
 
 
-@cache
-def apart(url: URL) -> Engine:
-    """Connections of their own, opened and closed with each use.
-
-    For a lock that is held while the same thread works on a pooled connection: from one pool, threads that each hold
-    one connection and wait for a second would wait for ever.
-    """
-    return create_engine(url, poolclass=NullPool, connect_args=dict(CONNECT_ARGS))
-
-
 def name_crash_points(engine: Engine, whose: str = "") -> None:
     """Make every statement and commit of this engine a crash point, if any are asked for.
 
@@ -151,17 +140,17 @@ def readable_errors(url: URL | None = None) -> Iterator[None]:
         cause = _database_failure(error)
         if cause is None:
             raise
-        raise _explain(cause, url) from None
+        raise (cause if isinstance(cause, FoldtuneError) else _explain(cause, url)) from None
 
 
-def _database_failure(error: BaseException | None) -> DBAPIError | None:
+def _database_failure(error: BaseException | None) -> DBAPIError | FoldtuneError | None:
     """The failure of the database behind an exception, if that is what it comes from.
 
     Optuna's storage turns a lost connection into StorageInternalError, AssertionError or UnboundLocalError: the cause
     stands only in the chain, and a worker that took one of these for a bug would die of a restart.
     """
     while error is not None:
-        if isinstance(error, OperationalError) or (
+        if isinstance(error, OperationalError | FoldtuneError) or (
             isinstance(error, DBAPIError)
             and (
                 error.connection_invalidated

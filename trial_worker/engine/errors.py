@@ -36,3 +36,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _MEMORY_PHRASES)
+
+
+def leaves_no_device(error: BaseException) -> bool:
+    """Whether an exception leaves the process without its GPU: every later call would fail, whoever's it is.
+
+    An illegal access or a device-side assertion; running out of memory is none.
+    """
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)

@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from trial_worker.engine.base import Base
-from trial_worker.engine.errors import UnitStopped, is_out_of_memory
+from trial_worker.engine.errors import UnitStopped, is_out_of_memory, leaves_no_device
 from trial_worker.engine.memory import MicroSteps
 from trial_worker.engine.unit import Clock, Event, Work
 from trial_worker.tasks import task_named
@@ -74,6 +74,8 @@ class Pack:
         except UnitStopped as stop:
             return [self._end(stop.outcome, str(stop))]
         except Exception as error:
+            if leaves_no_device(error):
+                raise  # the process ends; its supervisor finds out whose fault it was
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             if is_out_of_memory(error):
                 return [self._end(Outcome.INFEASIBLE, reason, traceback.format_exc())]

@@ -2,6 +2,14 @@
 -- a token never.
 ALTER TABLE unit ADD COLUMN token uuid;
 
+-- What a unit is that nobody trains: one whose last epoch was accepted has nothing left to train, whoever had it.
+CREATE FUNCTION state_at_rest(wanted bigint) RETURNS unit_state LANGUAGE sql STABLE AS $$
+  SELECT CASE WHEN EXISTS (
+    SELECT 1 FROM unit u JOIN trial t ON t.id = u.trial JOIN result r ON r.unit = u.id
+    WHERE u.id = wanted AND r.epoch = CAST(t.settings->>'epochs' AS integer)
+  ) THEN CAST('done' AS unit_state) ELSE CAST('waiting' AS unit_state) END
+$$;
+
 -- One row for each time a unit was leased, and how that ended.
 CREATE TABLE attempt (
   unit         bigint NOT NULL REFERENCES unit ON DELETE CASCADE,
@@ -12,6 +20,7 @@ CREATE TABLE attempt (
   ended_at     timestamptz,
   cause        text,                               -- orchestrator.lifecycle.Cause; NULL while the lease lives
   charged      boolean NOT NULL DEFAULT false,     -- counted against the unit
+  counted      integer NOT NULL DEFAULT 0,         -- last epoch whose device seconds were added to the unit's
   reason       text NOT NULL DEFAULT '',
   evidence     text NOT NULL DEFAULT '',           -- traceback and the trainer's last words
   PRIMARY KEY (unit, lease_epoch)
