@@ -1,8 +1,9 @@
 # Every habit of this repository is one target; `make` alone prints them. Needs Python 3.11 to 3.13 and a package index.
 
 PYTHON ?= python3
-# Tests run in this many processes, each with one torch thread: more of either than cores only adds waiting.
-JOBS ?= 2
+# Tests run in this many processes, each with one torch thread. One more than two cores have: a third of the suite waits
+# for deadlines of ten seconds and for leases.
+JOBS ?= 3
 # For `make chaos`: the schedule of faults, and how many processes it kills.
 SEED ?= 1
 KILLS ?= 40

@@ -190,7 +190,7 @@ def test_a_worker_on_which_everything_fails_takes_itself_out_and_charges_nobody(
     with worker(storage, FOLDTUNE_LIGHT_FAULT="raise") as process:
         code, talk = outcome(process)
     assert code == 1
-    assert "this machine may be at fault" in talk
+    assert "this machine, or the study, may be at fault" in talk
     assert rows(engine, "SELECT sum(charges) FROM unit") == [(0,)]
     assert count(engine, "attempt WHERE cause = 'exception' AND NOT charged") == 3
     with worker(storage) as process:

@@ -37,4 +37,4 @@ def test_a_death_at_any_statement_commit_fsync_or_rename_heals(postgres: str, tm
     found = visit(postgres, tmp_path, share, SHARES)
     assert found["problems"] == {}
     assert found["survived"] == []
-    assert int(str(found["places"])) > 100
+    assert int(str(found["places"])) > 1000

@@ -22,6 +22,7 @@ from tests.database.studies import rows
 
 # What version 0002 added. Without it a database is what a program of version 0001 left behind.
 UNDO = """
+DROP FUNCTION foldtune.state_at_rest;
 DROP TABLE foldtune.attempt, foldtune.artifact, foldtune.leftover, foldtune.identity;
 ALTER TABLE foldtune.unit DROP COLUMN token;
 ALTER TABLE foldtune.study DROP COLUMN artifacts;
