@@ -90,7 +90,7 @@ def test_a_worker_whose_replies_to_commit_are_lost_goes_on_to_the_same_numbers(
     assert table(engine) == expected
 
 
-@pytest.mark.parametrize("direction", [Mode.DROP_TO_CLIENT, Mode.DROP_TO_SERVER])
+@pytest.mark.parametrize("direction", [Mode.DROP_TO_CLIENT, pytest.param(Mode.DROP_TO_SERVER, marks=pytest.mark.slow)])
 def test_bytes_lost_in_one_direction_are_noticed_and_cost_nothing(
     engine: Engine, storage: str, tmp_path: Path, proxy: Proxy, direction: Mode
 ) -> None:
@@ -108,6 +108,7 @@ def test_bytes_lost_in_one_direction_are_noticed_and_cost_nothing(
     assert table(engine) == expected
 
 
+@pytest.mark.slow  # it waits for a lease's life
 def test_half_a_second_of_delay_fences_nobody(engine: Engine, storage: str, tmp_path: Path, proxy: Proxy) -> None:
     expected = launched(engine, tmp_path)
     expiry = "SELECT max(expires_at) FROM unit WHERE state = 'leased'"
