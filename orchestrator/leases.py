@@ -106,30 +106,27 @@ def disown(connection: Connection, record: StudyRecord, worker: int, held: Seque
 
     held: tokens of the leases that it knows of. Under the study's lock.
     """
-    connection.execute(
-        text(
-            "WITH unknown AS (UPDATE unit SET state = state_at_rest(id), worker = NULL, expires_at = NULL "
-            "WHERE study = :study AND state = 'leased' AND worker = :worker "
-            "AND NOT token = ANY(CAST(:held AS uuid[])) RETURNING id, lease_epoch) "
-            "UPDATE attempt a SET ended_at = now(), cause = 'released', reason = 'the answer to the claim was lost' "
-            "FROM unknown WHERE a.unit = unknown.id AND a.lease_epoch = unknown.lease_epoch"
-        ),
-        {"study": record.id, "worker": worker, "held": list(held)},
-    )
+    _release_but(connection, worker, held, record.id, "the answer to the claim was lost")
 
 
 def release_all(engine: Engine, worker: int) -> None:
     """Give back, uncharged, whatever a worker still holds: it leaves."""
     with transaction(engine) as connection:
-        connection.execute(
-            text(
-                "WITH held AS (UPDATE unit SET state = state_at_rest(id), worker = NULL, expires_at = NULL "
-                "WHERE state = 'leased' AND worker = :worker RETURNING id, lease_epoch) "
-                "UPDATE attempt a SET ended_at = now(), cause = 'released', reason = 'the worker left' "
-                "FROM held WHERE a.unit = held.id AND a.lease_epoch = held.lease_epoch"
-            ),
-            {"worker": worker},
-        )
+        _release_but(connection, worker, (), None, "the worker left")
+
+
+def _release_but(connection: Connection, worker: int, kept: Sequence[str], study_id: int | None, reason: str) -> None:
+    """Release a worker's leases in a study (None: in all), except those with these tokens."""
+    connection.execute(
+        text(
+            "WITH given AS (UPDATE unit SET state = state_at_rest(id), worker = NULL, expires_at = NULL "
+            "WHERE state = 'leased' AND worker = :worker AND NOT token = ANY(CAST(:kept AS uuid[])) "
+            "AND (CAST(:study AS bigint) IS NULL OR study = :study) RETURNING id, lease_epoch) "
+            "UPDATE attempt a SET ended_at = now(), cause = 'released', reason = :reason "
+            "FROM given WHERE a.unit = given.id AND a.lease_epoch = given.lease_epoch"
+        ),
+        {"worker": worker, "kept": list(kept), "study": study_id, "reason": reason},
+    )
 
 
 def bury(engine: Engine, worker: int) -> int:

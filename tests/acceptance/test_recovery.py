@@ -18,36 +18,21 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from sqlalchemy.engine import make_url
 
 from benchmarks.chaos.proxy import Mode, Proxy
+from tests.acceptance import light
 from tests.acceptance.commands import ROOT, alive, children, foldtune, wait_until
+from tests.acceptance.light import count, table
 from tests.database import studies
 from tests.database.studies import rows
-
-STUDY = """
-study: {name}
-model: {{path: ./model}}
-task: classification
-data: {{path: rows.jsonl}}
-cross_validation: {{folds: 2}}
-training: {{epochs: {epochs}}}
-search:
-  sampler: grid
-  space:
-    learning_rate: [1e-3, 1e-2]
-    batch_size: [4, 8]
-"""
-LIGHT = {"FOLDTUNE_ENGINE": "benchmarks.chaos.light", "FOLDTUNE_LIGHT_EPOCH_SECONDS": "0.1", "FOLDTUNE_DEBUG": "1"}
 
 
 def launched(engine: Engine, folder: Path, *, name: str = "s", epochs: int = 4, texts: int = 12) -> None:
     """A grid of four points and the default configuration, two folds each."""
-    path = studies.write(folder, name=name)
+    path = light.write(folder, name=name, epochs=epochs)
     if texts > 12:
         more = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(texts)]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more), encoding="utf-8")
-    path.write_text(STUDY.format(name=name, epochs=epochs), encoding="utf-8")
     studies.launch(engine, studies.prepared(path))
 
 
@@ -59,7 +44,7 @@ def worker(storage: str, *names: str, **environment: str) -> Iterator[subprocess
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, **LIGHT, "OPTUNA_STORAGE": storage, **environment},
+        env={**os.environ, **light.LIGHT, "OPTUNA_STORAGE": storage, **environment},
         cwd=ROOT,
         start_new_session=True,
     )
@@ -78,37 +63,10 @@ def outcome(process: subprocess.Popen[str], *, seconds: float = 120) -> tuple[in
     return process.returncode, talk
 
 
-def table(engine: Engine, name: str = "s") -> dict[str, Any]:
-    """configuration -> value, of every trial that has one."""
-    return dict(
-        rows(
-            engine,
-            "SELECT t.configuration, t.value FROM trial t JOIN study s ON s.id = t.study "
-            f"WHERE s.name = '{name}' AND t.value IS NOT NULL",
-        )
-    )
-
-
 def ended(engine: Engine, name: str = "s") -> dict[str, int]:
     """State -> trials."""
     query = "SELECT t.state::text, count(*) FROM trial t JOIN study s ON s.id = t.study "
     return dict(rows(engine, query + f"WHERE s.name = '{name}' GROUP BY 1"))
-
-
-def count(engine: Engine, what: str) -> int:
-    return int(rows(engine, f"SELECT count(*) FROM {what}")[0][0])
-
-
-@pytest.fixture
-def proxy(storage: str) -> Iterator[Proxy]:
-    """A way to the database that can be disturbed."""
-    proxy = Proxy(make_url(storage).port or 5432)
-    yield proxy
-    proxy.close()
-
-
-def through(storage: str, proxy: Proxy) -> str:
-    return make_url(storage).set(port=proxy.port).render_as_string(hide_password=False)
 
 
 def waiting(home: Path) -> list[Path]:
@@ -266,7 +224,7 @@ def test_what_a_killed_worker_had_not_delivered_is_delivered_by_the_next_one_on_
     engine: Engine, storage: str, tmp_path: Path, foldtune_home: Path, proxy: Proxy
 ) -> None:
     launched(engine, tmp_path)
-    with worker(through(storage, proxy), FOLDTUNE_LIGHT_EPOCH_SECONDS="0.4") as cut_off:
+    with worker(light.through(storage, proxy.port), FOLDTUNE_LIGHT_EPOCH_SECONDS="0.4") as cut_off:
         wait_until(lambda: count(engine, "result") > 1)
         proxy.set(Mode.STALL)
         wait_until(lambda: len(waiting(foldtune_home)) > 2)
@@ -289,7 +247,7 @@ def test_training_goes_on_while_the_database_is_silent_and_nothing_is_lost(
 ) -> None:
     """Every byte is held up for longer than a call may take; then they flow again."""
     launched(engine, tmp_path, epochs=4)
-    with worker(through(storage, proxy), FOLDTUNE_LIGHT_EPOCH_SECONDS="4") as process:
+    with worker(light.through(storage, proxy.port), FOLDTUNE_LIGHT_EPOCH_SECONDS="4") as process:
         wait_until(lambda: count(engine, "result") > 40)
         proxy.set(Mode.STALL)
         time.sleep(14)
