@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import zlib
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from orchestrator import dataset, queries
+from orchestrator import dataset, durable, queries
 from orchestrator.database.engine import transaction
 from orchestrator.errors import BAD_DATA, CANNOT_WRITE, USAGE, FoldtuneError
 from orchestrator.records import StudyRecord
@@ -24,7 +23,7 @@ def fetch(engine: Engine, record: StudyRecord, folder: Path) -> Path:
             be written here (73).
     """
     path = folder / f"{record.snapshot}.jsonl"
-    if path.exists() and _sha256(path.read_bytes()) == record.snapshot:
+    if path.exists() and durable.sha256(path.read_bytes()) == record.snapshot:
         return path
     with transaction(engine) as connection:
         row = connection.execute(
@@ -34,10 +33,10 @@ def fetch(engine: Engine, record: StudyRecord, folder: Path) -> Path:
         raise queries.NoStudy("the study was deleted meanwhile", code=USAGE)
     packed = row.content
     content = _reread(record) if packed is None else zlib.decompress(packed)
-    if _sha256(content) != record.snapshot:
+    if durable.sha256(content) != record.snapshot:
         raise FoldtuneError(
             f"{record.spec.data.path} changed since the study began "
-            f"(was {record.snapshot[:12]}, is {_sha256(content)[:12]})",
+            f"(was {record.snapshot[:12]}, is {durable.sha256(content)[:12]})",
             help="start a new study for the new rows",
             code=BAD_DATA,
         )
@@ -63,7 +62,3 @@ def _write(path: Path, content: bytes) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(content)
     Path(temporary).replace(path)  # workers of one machine share the folder: none may see half a file
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
