@@ -59,11 +59,12 @@ def _make_folder(engine: Engine, name: str) -> None:
     """Give the study its folder in a shared store. Workers make none, see `stores.Folder`."""
     with transaction(engine) as connection:
         files = places.store(queries.study(connection, name)).shared
-    if isinstance(files, stores.Folder):
+    if files is not None:
         try:
             files.make()
         except OSError as error:
-            message = f"the study's artifacts have no folder: {files.root}: {error.strerror}"
+            where = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+            message = f"the study's artifacts have no folder: {where}"
             raise FoldtuneError(message, help="make it writable and launch again", code=CANNOT_WRITE) from None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.bounded import Bounded
 from orchestrator.contract import Checkpoint
 from orchestrator.database import home
 from orchestrator.durable import TEMPORARY
@@ -128,7 +129,7 @@ def at(where: str, folder: str) -> Store:
         raise OutsideStore(folder)
     return Store(
         folder=folder,
-        shared=None if where == DATABASE else inside(where, folder),
+        shared=None if where == DATABASE else Bounded(inside(where, folder)),
         local=Folder(home.locate().client / "artifacts" / folder, private=True),
         host=socket.gethostname(),
     )

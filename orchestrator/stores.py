@@ -32,6 +32,9 @@ class Entry:
 class Files(Protocol):
     """A folder of files. Every failure is an OSError, whatever the driver raises."""
 
+    def make(self) -> None:
+        """Create the folder, where folders are a thing of their own."""
+
     def there(self) -> bool:
         """Whether the folder can be seen from here: a missing file means something only if it can."""
 
@@ -115,6 +118,9 @@ class Remote:
     """
 
     url: str
+
+    def make(self) -> None:
+        pass  # it comes with its first file
 
     def there(self) -> bool:
         return True

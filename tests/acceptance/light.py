@@ -42,16 +42,18 @@ ROOT_ONLY = "needs root: it mounts a disk of its own, or makes a namespace"
 UNITS = 10  # of a study: four grid points and the default configuration, two folds each
 
 
-def write(folder: Path, *, name: str = "s", epochs: int = 4, more: str = "") -> Path:
+def write(folder: Path, *, name: str = "s", epochs: int = 4, texts: int = 12, more: str = "") -> Path:
     """A study file with its data and a model folder that has the right files and no content."""
-    path = studies.write(folder, name=name)
+    path = studies.write(folder, name=name, texts=texts)
     path.write_text(STUDY.format(name=name, epochs=epochs, more=more), encoding="utf-8")
     return path
 
 
-def launched(engine: Engine, folder: Path, *, name: str = "s", epochs: int = 4, more: str = "") -> Mapping[str, float]:
+def launched(
+    engine: Engine, folder: Path, *, name: str = "s", epochs: int = 4, texts: int = 12, more: str = ""
+) -> Mapping[str, float]:
     """Launch it; what it must come to."""
-    path = write(folder, name=name, epochs=epochs, more=more)
+    path = write(folder, name=name, epochs=epochs, texts=texts, more=more)
     launch(engine, studies.prepared(path))
     return undisturbed(path)
 

@@ -5,62 +5,25 @@ The light engine trains a small numpy model in real time, with real checkpoints,
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
 from sqlalchemy import Engine
 
 from benchmarks.chaos.proxy import Mode, Proxy
 from tests.acceptance import light
-from tests.acceptance.commands import ROOT, alive, children, foldtune, wait_until
-from tests.acceptance.light import count, table
+from tests.acceptance.commands import alive, foldtune, wait_until
+from tests.acceptance.light import Running, count, launched, table, worker
 from tests.database import studies
 from tests.database.studies import rows
 
 
-def launched(engine: Engine, folder: Path, *, name: str = "s", epochs: int = 4, texts: int = 12) -> None:
-    """A grid of four points and the default configuration, two folds each."""
-    path = light.write(folder, name=name, epochs=epochs)
-    if texts > 12:
-        more = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(texts)]
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more), encoding="utf-8")
-    studies.launch(engine, studies.prepared(path))
-
-
-@contextlib.contextmanager
-def worker(storage: str, *names: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A worker process; killed at the end, whatever happened."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trial_worker", "--device", "cpu", *(names or ("s",))],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, **light.LIGHT, "OPTUNA_STORAGE": storage, **environment},
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def outcome(process: subprocess.Popen[str], *, seconds: float = 120) -> tuple[int, str]:
+def outcome(process: Running, *, seconds: float = 120) -> tuple[int, str]:
     """(exit code, talk) of a worker that ends by itself."""
-    _, talk = process.communicate(timeout=seconds)
-    assert "Traceback" not in talk
-    return process.returncode, talk
+    return process.end(seconds=seconds), process.talk
 
 
 def ended(engine: Engine, name: str = "s") -> dict[str, int]:
@@ -74,27 +37,16 @@ def waiting(home: Path) -> list[Path]:
     return sorted(home.glob("spool/*/*/*.json"))
 
 
-@pytest.fixture
-def unbroken(engine: Engine, storage: str, tmp_path: Path) -> dict[str, Any]:
-    """The table of the same study without any fault."""
-    launched(engine, tmp_path, name="unbroken")
-    with worker(storage, "unbroken", FOLDTUNE_LIGHT_EPOCH_SECONDS="0") as process:
-        assert outcome(process)[0] == 0
-    found = table(engine, "unbroken")
-    assert len(found) == 5
-    return found
-
-
 def test_a_poison_unit_among_eight_fails_and_the_others_complete_with_unchanged_losses(
-    engine: Engine, storage: str, tmp_path: Path, unbroken: dict[str, Any]
+    engine: Engine, storage: str, tmp_path: Path
 ) -> None:
-    launched(engine, tmp_path)
+    undisturbed = launched(engine, tmp_path)
     poison = {"FOLDTUNE_LIGHT_FAULT": "abort:learning_rate=0.01@3", "FOLDTUNE_LIGHT_SLOTS": "8"}
     with worker(storage, **poison) as process:
         code, talk = outcome(process)
     assert code == 0, talk
     assert "go on by halves, none is charged" in talk
-    assert table(engine).items() < unbroken.items()
+    assert table(engine).items() < undisturbed.items()
     assert ended(engine) == {"complete": 3, "failed": 2}
     charged = rows(engine, "SELECT unit, count(*), min(cause), max(cause) FROM attempt WHERE charged GROUP BY unit")
     assert sorted(row[1] for row in charged)[-2:] == [3, 3]  # one unit of each poison trial fails for good
@@ -108,20 +60,21 @@ def test_a_poison_unit_among_eight_fails_and_the_others_complete_with_unchanged_
     assert "on cpu: foldtune 0" in status  # who trained it, with which versions
 
 
-def test_a_killed_trainer_costs_no_attempt_and_no_finished_epoch(
-    engine: Engine, storage: str, tmp_path: Path, unbroken: dict[str, Any]
-) -> None:
-    launched(engine, tmp_path)
+def test_a_killed_trainer_costs_no_attempt_and_no_finished_epoch(engine: Engine, storage: str, tmp_path: Path) -> None:
+    undisturbed = launched(engine, tmp_path)
     with worker(storage, FOLDTUNE_LIGHT_EPOCH_SECONDS="0.3") as process:
+        killed: set[int] = set()  # a dead one is listed until the worker has looked
         for _ in range(5):
             seen = count(engine, "result")
-            wait_until(lambda seen=seen: count(engine, "result") > seen and bool(children(process.pid)))
-            os.kill(children(process.pid)[0], signal.SIGKILL)
+            wait_until(lambda seen=seen: count(engine, "result") > seen and bool({*process.trainers} - killed))
+            [trainer] = {*process.trainers} - killed
+            os.kill(trainer, signal.SIGKILL)
+            killed.add(trainer)
         code, talk = outcome(process)
     assert code == 0
     assert talk.count("killed by SIGKILL; its units go on in a new one") == 5
     assert rows(engine, "SELECT max(attempts), sum(charges) FROM unit") == [(1, 0)]
-    assert table(engine) == unbroken
+    assert table(engine) == undisturbed
 
 
 def test_a_hanging_unit_is_killed_with_its_stack_as_evidence_and_fails_for_good(
@@ -142,9 +95,9 @@ def test_a_hanging_unit_is_killed_with_its_stack_as_evidence_and_fails_for_good(
 
 
 def test_a_worker_on_which_everything_fails_takes_itself_out_and_charges_nobody(
-    engine: Engine, storage: str, tmp_path: Path, unbroken: dict[str, Any]
+    engine: Engine, storage: str, tmp_path: Path
 ) -> None:
-    launched(engine, tmp_path)
+    undisturbed = launched(engine, tmp_path)
     with worker(storage, FOLDTUNE_LIGHT_FAULT="raise") as process:
         code, talk = outcome(process)
     assert code == 1
@@ -153,21 +106,20 @@ def test_a_worker_on_which_everything_fails_takes_itself_out_and_charges_nobody(
     assert count(engine, "attempt WHERE cause = 'exception' AND NOT charged") == 3
     with worker(storage) as process:
         assert outcome(process)[0] == 0
-    assert table(engine) == unbroken
+    assert table(engine) == undisturbed
 
 
 def test_a_preempted_unit_goes_on_elsewhere_from_its_last_step_within_five_seconds(
     engine: Engine, storage: str, tmp_path: Path
 ) -> None:
-    for name in ("s", "unbroken"):
-        launched(engine, tmp_path, name=name, epochs=1, texts=96)
+    undisturbed = launched(engine, tmp_path, epochs=1, texts=96)
     slow = {"FOLDTUNE_LIGHT_EPOCH_SECONDS": "20"}
     with worker(storage, **slow) as first:
         wait_until(lambda: bool(rows(engine, "SELECT 1 FROM unit WHERE state = 'leased'")))
-        wait_until(lambda: bool(children(first.pid)))
+        wait_until(lambda: bool(first.trainers))
         time.sleep(4)  # in the middle of an epoch of many steps
         with worker(storage, FOLDTUNE_LIGHT_EPOCH_SECONDS="0.1") as second:
-            first.send_signal(signal.SIGTERM)
+            os.kill(first.pid, signal.SIGTERM)
             asked = time.monotonic()
             code, talk = outcome(first, seconds=10)
             assert time.monotonic() - asked < 5, talk
@@ -178,46 +130,43 @@ def test_a_preempted_unit_goes_on_elsewhere_from_its_last_step_within_five_secon
     assert (cause, charged) == ("released", False)
     gap = "SELECT extract(epoch FROM b.granted_at - a.ended_at) FROM attempt a JOIN attempt b ON b.unit = a.unit "
     assert rows(engine, gap + "AND b.number = 2 WHERE a.number = 1")[0][0] < 5
-    with worker(storage, "unbroken", FOLDTUNE_LIGHT_EPOCH_SECONDS="0") as process:
-        outcome(process)
-    assert table(engine) == table(engine, "unbroken")
+    assert table(engine) == undisturbed
 
 
 def test_a_second_signal_ends_a_worker_at_once(engine: Engine, storage: str, tmp_path: Path) -> None:
     launched(engine, tmp_path)
     with worker(storage, FOLDTUNE_LIGHT_EPOCH_SECONDS="60", FOLDTUNE_LIGHT_FAULT="hang") as process:
-        wait_until(lambda: bool(children(process.pid)) and bool(count(engine, "unit WHERE state = 'leased'")))
-        [trainer] = children(process.pid)
-        process.send_signal(signal.SIGINT)
+        wait_until(lambda: bool(process.trainers) and bool(count(engine, "unit WHERE state = 'leased'")))
+        [trainer] = process.trainers
+        os.kill(process.pid, signal.SIGINT)
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
         asked = time.monotonic()
-        process.wait(timeout=10)
+        assert process.end(seconds=10) == 128 + signal.SIGINT
         assert time.monotonic() - asked < 2
-        assert process.returncode == 128 + signal.SIGINT
         wait_until(lambda: not alive(trainer), seconds=2)
 
 
 def test_a_worker_that_was_stopped_for_longer_than_its_lease_is_fenced_and_says_so(
-    engine: Engine, storage: str, tmp_path: Path, unbroken: dict[str, Any]
+    engine: Engine, storage: str, tmp_path: Path
 ) -> None:
-    launched(engine, tmp_path, epochs=4)
+    undisturbed = launched(engine, tmp_path)
     with worker(storage, FOLDTUNE_LIGHT_EPOCH_SECONDS="0.5") as late:
-        wait_until(lambda: count(engine, "result") > 40)  # 40 are the unbroken study's
+        wait_until(lambda: count(engine, "result") > 0)
         os.kill(late.pid, signal.SIGSTOP)
-        for trainer in children(late.pid):
+        for trainer in late.trainers:
             os.kill(trainer, signal.SIGSTOP)
         studies.expire_all(engine)  # as after 30 s
         with worker(storage) as other:
             wait_until(lambda: count(engine, "attempt WHERE number = 2") == 1)
-            for trainer in children(late.pid):
+            for trainer in late.trainers:
                 os.kill(trainer, signal.SIGCONT)
             os.kill(late.pid, signal.SIGCONT)
             assert outcome(other)[0] == 0
         code, talk = outcome(late)
     assert code == 0
     assert "was lost (epoch 1 < 2); stopping it, nothing was written" in talk
-    assert table(engine) == unbroken
+    assert table(engine) == undisturbed
 
 
 def test_what_a_killed_worker_had_not_delivered_is_delivered_by_the_next_one_on_the_machine(
@@ -243,24 +192,24 @@ def test_what_a_killed_worker_had_not_delivered_is_delivered_by_the_next_one_on_
 
 
 def test_training_goes_on_while_the_database_is_silent_and_nothing_is_lost(
-    engine: Engine, storage: str, tmp_path: Path, proxy: Proxy, unbroken: dict[str, Any]
+    engine: Engine, storage: str, tmp_path: Path, proxy: Proxy
 ) -> None:
     """Every byte is held up for longer than a call may take; then they flow again."""
-    launched(engine, tmp_path, epochs=4)
+    undisturbed = launched(engine, tmp_path)
     with worker(light.through(storage, proxy.port), FOLDTUNE_LIGHT_EPOCH_SECONDS="4") as process:
-        wait_until(lambda: count(engine, "result") > 40)
+        wait_until(lambda: count(engine, "result") > 0)
         proxy.set(Mode.STALL)
         time.sleep(14)
         proxy.set(Mode.PASS)
-        wait_until(lambda: count(engine, "result") > 43, seconds=20)
-        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: count(engine, "result") > 3, seconds=20)
+        os.kill(process.pid, signal.SIGTERM)
         _, talk = outcome(process)
     assert "did not answer for 10 s; training goes on, results wait on this machine; giving up at" in talk
     assert "the database answers again after" in talk
     assert rows(engine, "SELECT max(attempts) FROM unit") == [(1,)]
     with worker(storage) as process:
         assert outcome(process)[0] == 0
-    assert table(engine) == unbroken
+    assert table(engine) == undisturbed
 
 
 def test_status_tells_of_failures_as_json_too(engine: Engine, storage: str, tmp_path: Path) -> None:

@@ -34,14 +34,21 @@ RANGE = "{low: 1e-5, high: 1e-1, log: true}"
 
 
 def write(
-    folder: Path, *, name: str = "s", sampler: str = "grid", rates: str = GRID, folds: int = 2, budget: str = "{}"
+    folder: Path,
+    *,
+    name: str = "s",
+    sampler: str = "grid",
+    rates: str = GRID,
+    folds: int = 2,
+    budget: str = "{}",
+    texts: int = 12,
 ) -> Path:
     """A study file with its data and a model folder that has the right files and no content."""
     model = folder / "model"
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     (model / "model.safetensors").write_bytes(b"weights")
-    rows = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(12)]
+    rows = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(texts)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = folder / f"{name}.yaml"
     text = STUDY.format(name=name, sampler=sampler, rates=rates, folds=folds, budget=budget)

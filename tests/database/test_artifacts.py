@@ -17,7 +17,7 @@ import fsspec
 import pytest
 from sqlalchemy import Engine, text
 
-from orchestrator import artifacts, cleaning, cli, control, durable, launch, places, queries, stores, trials
+from orchestrator import artifacts, cleaning, cli, control, durable, launch, places, queries, trials
 from orchestrator.artifacts import Stored
 from orchestrator.contract import Checkpoint
 from orchestrator.database.engine import transaction
@@ -620,7 +620,6 @@ def test_another_store_does_not_move_a_launched_study(engine: Engine, tmp_path: 
     assert read(engine).artifacts == record.artifacts
     (tmp_path / "shared" / record.artifacts["folder"]).rmdir()
     assert len(launch.launch(engine, studies.prepared(path)).messages) == 2
-    assert isinstance(artifacts.store(record).shared, stores.Folder)
     assert artifacts.upload(record, checkpoint(tmp_path, 1)).place, "launching again makes the folder again"
 
 
