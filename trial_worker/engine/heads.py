@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from trial_worker.engine.stream import current
 from trial_worker.tasks.interface import Batch
 
 
 class Reader(Protocol):
-    """Computes logits (targets, outputs) of a batch on the model to which a unit's adapter is attached."""
+    """Computes logits (targets, outputs) of a batch on the model in which the slots' adapters are."""
 
     def __call__(self, batch: Batch) -> Tensor: ...
+
+
+class SlotHead(nn.Module):
+    """A trained module of which each slot has its own weights; takes the module's place while units train.
+
+    weights: slot -> the module's parameters by their own names. Inputs and output have rows first.
+    """
+
+    def __init__(self, template: nn.Module, weights: Mapping[int, Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.template = template
+        self.weights = weights
+
+    def forward(self, *inputs: Any) -> Tensor:
+        stream = current()
+        if stream is None:
+            plain: Tensor = self.template(*inputs)
+            return plain
+        outputs: list[Tensor] = []
+        for bound in stream.row_bounds:
+            mine = tuple(x[bound.start : bound.end] if isinstance(x, Tensor) else x for x in inputs)
+            outputs.append(functional_call(self.template, dict(self.weights[bound.slot]), mine))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def read_family(model: PreTrainedModel) -> Reader:
@@ -58,7 +83,7 @@ class MeanHead(nn.Module):
         return out
 
 
-def read_mean(encoder: PreTrainedModel, head: MeanHead) -> Reader:
+def read_mean(encoder: PreTrainedModel, head: nn.Module) -> Reader:
     """Mean pooling over the encoder's last states."""
 
     def logits(batch: Batch) -> Tensor:

@@ -1,0 +1,97 @@
+"""Attention over a stream: every token sees its own row only. Registered with transformers under `NAME`.
+
+On a GPU in half precision this is one kernel of variable length; elsewhere rows of equal length are one dense batch each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from trial_worker.engine.stream import Run, Stream, current
+
+NAME = "foldtune_stream"
+_UNKNOWN = ("softcap", "s_aux", "position_bias")  # what changes the scores themselves: the model keeps its own way
+
+
+def register() -> None:
+    """Make transformers know the function, and the mask that goes with it."""
+    AttentionInterface.register(NAME, stream_attention)
+    # Without a mask function of the same name transformers makes none for the grid either, and a model that is used
+    # outside a micro-step would attend to padding without any error.
+    AttentionMaskInterface.register(NAME, _mask)
+
+
+def _mask(*arguments: Any, **named: Any) -> Any:
+    return sdpa_mask(*arguments, **named) if current() is None else None
+
+
+def stream_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **named: Any,
+) -> tuple[Tensor, None]:
+    """(1, tokens, heads, size) from query (1, heads, tokens, size), key and value (1, key heads, tokens, size).
+
+    Raises:
+        NotImplementedError: the family does more to its scores than this knows; `open_window` then leaves it alone.
+    """
+    stream = current()
+    if stream is None:
+        named["sliding_window"] = sliding_window
+        out: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **named
+        )
+        return out
+    if odd := [name for name in _UNKNOWN if named.get(name) is not None]:
+        raise NotImplementedError(f"attention with {odd[0]}")
+    if dropout or query.shape[2] != stream.tokens:
+        raise NotImplementedError("attention with dropout, or outside the stream")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    return _by_runs(query, key, value, stream, scaling, causal, sliding_window), None
+
+
+def _by_runs(
+    query: Tensor, key: Tensor, value: Tensor, stream: Stream, scale: float | None, causal: bool, reach: int | None
+) -> Tensor:
+    sizes = [run.rows * run.length for run in stream.runs]
+    # one split, whose backward is one concatenation: a slice each would give each a full-sized zero gradient
+    parts = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), stream.runs, strict=True)
+    outputs = []
+    for q, k, v, run in parts:
+        mask = _band(run.length, reach, causal, query.device) if reach is not None and run.length > reach else None
+        out = scaled_dot_product_attention(
+            _dense(q, run),
+            _dense(k, run),
+            _dense(v, run),
+            attn_mask=mask,
+            is_causal=causal and mask is None and run.length > 1,
+            scale=scale,
+            enable_gqa=k.shape[1] != q.shape[1],
+        )
+        outputs.append(out.transpose(1, 2).reshape(1, run.rows * run.length, q.shape[1], -1))
+    return torch.cat(outputs, dim=1)
+
+
+def _dense(tensor: Tensor, run: Run) -> Tensor:
+    """(1, heads, rows * length, size) -> (rows, heads, length, size), a view."""
+    return tensor.squeeze(0).unflatten(1, (run.rows, run.length)).transpose(0, 1)
+
+
+def _band(length: int, reach: int, causal: bool, device: torch.device) -> Tensor:
+    """(length, length) bool: what is seen within a sliding window."""
+    apart = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
+    return (apart >= 0) & (apart < reach) if causal else apart.abs() <= reach
