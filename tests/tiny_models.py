@@ -63,7 +63,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer(*, bos: bool = False, eos: bool = False, pad_is_eos: bool = True) -> PreTrainedTokenizerFast:
-    """GPT-2's way: byte-level BPE; with `bos` each text begins with <s>, as Llama's do, with `eos` it ends with </s>."""
+    """GPT-2's way: byte-level BPE; `bos`: each text begins with <s>, as Llama's do; `eos`: it ends with </s>."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = ByteLevel()

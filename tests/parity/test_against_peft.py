@@ -1,4 +1,4 @@
-"""A unit in mixed company against the same unit written plainly: PEFT, torch's AdamW, transformers' schedule, padding."""
+"""A unit in company against the same unit written plainly: PEFT, torch AdamW, transformers schedule, padded batches."""
 
 from __future__ import annotations
 

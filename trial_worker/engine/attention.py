@@ -1,6 +1,6 @@
 """Attention over a stream: every token sees its own row only. Registered with transformers under `NAME`.
 
-On a GPU in half precision this is one kernel of variable length; elsewhere rows of equal length are one dense batch each.
+Rows of equal length are one dense batch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LoRA for all slots of a pack in one layer (Hu et al. 2021, arXiv 2106.09685, equation 3).
 
 Every slot has its own A and B, rank, scale and dropout; all share the frozen weight, which is multiplied once. Weights
-and gradients live in the pack's flat memory (see `memory`), and the backward pass adds to the latter itself: of autograd's
-graph only the inputs are part.
+and gradients live in the pack's flat memory (see `memory`), and the backward pass adds to the latter itself: only the
+inputs are part of autograd's graph.
 """
 
 from __future__ import annotations

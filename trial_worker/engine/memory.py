@@ -92,7 +92,7 @@ class Layout:
         return views
 
     def named(self, row: Tensor, rank: int) -> dict[str, Tensor]:
-        """All of a slot's row under PEFT's names and in PEFT's shapes: lora_A (rank, inputs), lora_B (outputs, rank)."""
+        """A slot's row under PEFT's names and in its shapes: lora_A (rank, inputs), lora_B (outputs, rank)."""
 
         def found() -> Iterator[tuple[str, Tensor]]:
             for number, site in enumerate(self.sites):

@@ -1,4 +1,4 @@
-"""One unit in its slot: what it computes next, and what becomes of it. Knows its own rows, and nothing of its company."""
+"""One unit in its slot: what it computes next, and what becomes of it. It knows nothing of its company."""
 
 from __future__ import annotations
 

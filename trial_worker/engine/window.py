@@ -1,8 +1,8 @@
 """Between a model's first and last layer a micro-step is a stream of tokens; outside it is a padded grid.
 
-Hooks on the layers turn one into the other, and attention is a function of our own (see `attention`). Nothing is assumed of
-a family but that it has a list of layers which hand on (rows, tokens, features): `open_window` tries it on three rows
-and keeps the model as it was where the result differs, as it does with T5, whose position bias needs the grid.
+Hooks on the layers turn one into the other, and attention is a function of our own (see `attention`). Nothing is
+assumed of a family but that it has a list of layers which hand on (rows, tokens, features): `open_window` tries it on
+three rows and keeps the model as it was where the result differs. T5, whose position bias needs the grid, keeps it.
 """
 
 from __future__ import annotations
