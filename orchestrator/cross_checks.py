@@ -25,7 +25,7 @@ def check(
     doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str], folder: Path
 ) -> list[Problem]:
     """Contradictions between keys. written: the name that each searched hyperparameter has in the file."""
-    problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder)]
+    problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
     task = raw.get("task")
     if task in ("classification", "causal_lm"):
         problems += _columns(doc, raw, task)
@@ -68,6 +68,27 @@ def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Pr
     path, revision = model.get("path"), model.get("revision")
     if isinstance(path, str) and revision is not None and models.origin(path, folder) != "hub":
         yield doc.problem(("model", "revision"), "no-effect", "'model.revision' has a meaning only for a hub model")
+
+
+def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
+    racing = _section(raw, "racing")
+    rule, first = racing.get("rule", "none"), racing.get("first_folds", 1)
+    only_paired = {"confidence"} if rule == "forgiving" else set()
+    for key in racing.keys() & ({"first_folds", "confidence", "hopeless"} if rule == "none" else only_paired):
+        yield doc.problem(("racing", key), "no-effect", f"'racing.{key}' has no effect with rule {rule}")
+    if rule not in ("forgiving", "paired"):
+        return
+    if _section(raw, "search").get("sampler") == "gp":
+        message = "sampler gp learns from complete trials alone, and racing would hide from it what is bad — got racing"
+        help = "use sampler tpe, or racing: {rule: none}"
+        yield doc.problem(("racing", "rule"), "racing", f"{message} {rule}", help)
+    plan = _section(raw, "cross_validation")
+    numbers = (plan.get("folds", 5), plan.get("repeats", 1), first)
+    if all(isinstance(each, int) and each > 0 for each in numbers) and first >= numbers[0] * numbers[1]:
+        where: Path_ = ("racing", "first_folds" if "first_folds" in racing else "rule")
+        total = numbers[0] * numbers[1]
+        message = f"racing saves the folds after the first {first}, and the plan has {total}: nothing is left to save"
+        yield doc.problem(where, "racing", message, "use fewer racing.first_folds, more folds, or racing: {rule: none}")
 
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:

@@ -30,6 +30,12 @@ def study(connection: Connection, name: str) -> StudyRecord:
     return StudyRecord.from_row(dict(row))
 
 
+def study_by_id(connection: Connection, study_id: int) -> StudyRecord | None:
+    """A study as it is, not locked; None: it was deleted."""
+    row = connection.execute(text("SELECT * FROM study WHERE id = :id"), {"id": study_id}).mappings().one_or_none()
+    return None if row is None else StudyRecord.from_row(dict(row))
+
+
 def study_names(connection: Connection, *, open_only: bool = False) -> list[str]:
     """Names of studies, oldest first."""
     query = "SELECT name FROM study WHERE state = 'open' OR NOT :open_only ORDER BY created_at, id"

@@ -181,6 +181,12 @@ def _running(connection: Connection, study_id: int) -> list[dict[str, Any]]:
     return [dict(row) for row in rows.mappings()]
 
 
+def folds_saved(seen: View) -> int:
+    """Folds that racing has made needless: those that its stopped trials never finished."""
+    stopped = [trial.id for trial in seen.trials if trial.state == "stopped" and trial.duplicate_of is None]
+    return sum(sum(seen.units.get(id, {}).values()) - seen.units.get(id, {}).get("done", 0) for id in stopped)
+
+
 def seconds_to_go(seen: View) -> float | None:
     """A forecast from the pace so far: elapsed time for each finished unit, times the units still to come.
 

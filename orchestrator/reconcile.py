@@ -5,9 +5,11 @@ Everything here runs under the study's row lock.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import Connection, text
 
-from orchestrator import budget, cleaning, lifecycle, objective, queries
+from orchestrator import budget, cleaning, lifecycle, objective, queries, rungs
 from orchestrator.records import StudyRecord
 
 
@@ -53,7 +55,7 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
 
 
 def settle(connection: Connection, record: StudyRecord) -> None:
-    """Close every trial whose units decide it, and the study when nothing is left to do."""
+    """Close every trial whose units or whose rivals decide it, and the study when nothing is left to do."""
     spent = budget.hours_spent(connection, record.id)
     if record.state == "open" and spent:
         # Trials that cannot get all their folds end here, planned ones too; what runs may end its epoch.
@@ -68,9 +70,11 @@ def settle(connection: Connection, record: StudyRecord) -> None:
     ends = [(trial_id, state) for trial_id, units in rows if (state := lifecycle.trial_end(units)) is not None]
     for trial_id, state in ends:
         _close(connection, record, trial_id, state)
+    stopped = rungs.verdicts(connection, record)  # after the trials that are complete, which may be the ones to beat
+    _stop(connection, stopped)
     _close_duplicates(connection, record)
     _end_attempts(connection, record)
-    if ends:
+    if ends or stopped:
         cleaning.prune(connection, record)
     _close_study(connection, record, hours_spent=spent)
 
@@ -89,12 +93,31 @@ def _close(connection: Connection, record: StudyRecord, trial_id: int, state: st
             trial=trial_id,
             state=state,
         )
+    _end_trial(connection, trial_id, state, value, reason or "")
+
+
+def _stop(connection: Connection, stopped: Mapping[int, str]) -> None:
+    """Close the trials that racing stops, with its reason. Whoever trains a unit of theirs learns it by its renewal."""
+    if stopped:  # locked in the order in which a worker renews its leases, or the two could wait for each other
+        query = "SELECT id FROM unit WHERE trial = ANY(:ids) AND state IN ('waiting', 'leased') ORDER BY id FOR UPDATE"
+        connection.execute(text(query), {"ids": list(stopped)})
+    for trial_id, reason in stopped.items():
+        _end_trial(connection, trial_id, "stopped", None, reason)
+        connection.execute(
+            text(
+                "UPDATE unit SET reason = 'its trial was stopped by racing' WHERE trial = :id AND state = 'cancelled'"
+            ),
+            {"id": trial_id},
+        )
+
+
+def _end_trial(connection: Connection, trial_id: int, state: str, value: float | None, reason: str) -> None:
     connection.execute(
         text(
             "UPDATE trial SET state = CAST(:state AS trial_state), value = :value, reason = :reason, "
             "closed_at = now() WHERE id = :id"
         ),
-        {"id": trial_id, "state": state, "value": value, "reason": reason or ""},
+        {"id": trial_id, "state": state, "value": value, "reason": reason},
     )
     connection.execute(
         text(

@@ -62,9 +62,33 @@ class Search(_Section):
 
 
 class Racing(_Section):
-    """Which trials earn more folds. `none`: every trial gets all folds."""
+    """Which trials earn more folds. The default configuration always gets all, and so has the best trial."""
 
-    rule: Literal["none"] = "none"
+    rule: Literal["none", "forgiving", "paired"] = Field(
+        "none",
+        description="none: every trial gets all folds. forgiving: a trial stops when its running objective is worse "
+        "than the worst fold of the best complete trial. paired: when it is worse than that trial on the same folds by "
+        "more than chance explains",
+    )
+    first_folds: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="folds that every trial gets, before any gets more and before its folds can stop it",
+    )
+    confidence: float = Field(
+        0.975, ge=0.5, lt=1, description="of rule paired, one-sided: how sure it is that a stopped trial is worse"
+    )
+    hopeless: bool = Field(
+        True,
+        description="stop a trial in the middle of a fold, too: after an epoch that is no better than those before, "
+        "where the last two are worse than the best complete trial was on any fold by then",
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether trials are raced at all."""
+        return self.rule != "none"
 
 
 class Budget(_Section):

@@ -101,6 +101,7 @@ def smoke(loaded: LoadedStudy) -> LoadedStudy:
             "training": training,
             "search": spec.search.model_copy(update={"space": searched}),
             "cross_validation": spec.cross_validation.model_copy(update={"folds": 2, "repeats": 1}),
+            "racing": spec.racing.model_copy(update={"first_folds": 1}),
             "data": spec.data.model_copy(update={"limit": limit}),
             "budget": Budget(trials=1, hours=spec.budget.hours),
         }

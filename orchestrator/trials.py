@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import artifacts, budget, leases, lifecycle, projection, queries, space, study
+from orchestrator import artifacts, budget, leases, lifecycle, projection, queries, rungs, space, study, waiting
 from orchestrator.artifacts import Stored
 from orchestrator.contract import EpochDone, Outcome, UnitEnded
 from orchestrator.database.engine import transaction
@@ -31,8 +31,9 @@ Taken = tuple[StudyRecord, Lease] | None
 def take(engine: Engine, worker: int, names: Sequence[str], *, held: Sequence[str] | None = None) -> Taken:
     """A unit to train, from the first of these studies that has one; None while there is none.
 
-    Further folds of open trials first, then planned trials, then a new suggestion; units of trials that had a failure
-    last, and never for a worker that trains others: only what fails alone is charged.
+    Further folds of open trials first, then planned trials, then a new suggestion; under racing the first folds of all
+    of these come before further ones. Units of trials that had a failure last, and never for a worker that trains
+    others: only what fails alone is charged.
 
     held: tokens of the leases that this worker knows of; what else it is said to hold is given back. None: not known.
     """
@@ -70,10 +71,13 @@ def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | Non
                 _insert(connection, record, suggested)
             if not _is_open(connection, record) or not budget.has_room(connection, record.id):
                 return None
-            unit = _waiting_unit(connection, record)
+            raced = record.spec.racing.on
+            unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
             asked = _ask(connection, record) if unit is None else None
+            if unit is None and asked is None and raced:
+                unit = waiting.further_unit(connection, record)
             if unit is None and asked is None and not held:
-                unit = _waiting_unit(connection, record, blameless=False)
+                unit = waiting.next_unit(connection, record, blameless=False)
             if unit is not None:
                 return record, leases.grant(connection, record, unit, worker)
         if asked is None:
@@ -83,20 +87,6 @@ def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | Non
 
 def _is_open(connection: Connection, record: StudyRecord) -> bool:
     return bool(queries.scalar(connection, "SELECT state = 'open' FROM study WHERE id = :id", id=record.id))
-
-
-def _waiting_unit(connection: Connection, record: StudyRecord, *, blameless: bool = True) -> int | None:
-    found = queries.scalar(
-        connection,
-        "SELECT u.id FROM unit u JOIN trial t ON t.id = u.trial "
-        "WHERE u.study = :study AND u.state = 'waiting' AND t.state IN ('running', 'waiting') "
-        "AND NOT (:blameless AND EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0)) "
-        # a unit with a charge is judged before others of its trial are: three crashes end it, and the trial with it
-        "ORDER BY t.state <> 'running', t.id, u.charges DESC, u.repeat, u.fold LIMIT 1",
-        study=record.id,
-        blameless=blameless,
-    )
-    return None if found is None else int(found)
 
 
 @dataclass(frozen=True)
@@ -125,7 +115,8 @@ def _ask(connection: Connection, record: StudyRecord) -> Asked | None:
     trials = queries.trials(connection, record.id)
     if sum(trial.searched for trial in trials) >= record.trials_total:
         return None
-    cap = lifecycle.open_cap(record.spec.search.sampler, record.trials_total, _capable_workers(connection))
+    capable = _capable_workers(connection, record)
+    cap = lifecycle.open_cap(record.spec.search.sampler, record.trials_total, capable)
     open_now = sum(trial.searched and trial.state == "running" for trial in trials)
     if cap is not None and open_now >= cap:
         return None
@@ -164,11 +155,17 @@ def _insert(connection: Connection, record: StudyRecord, suggested: Suggested) -
         settle(connection, record)
 
 
-def _capable_workers(connection: Connection) -> int:
+def _capable_workers(connection: Connection, record: StudyRecord) -> int:
+    """Units that living workers can train at once. Under racing a pack counts once, however wide.
+
+    Without racing its slots are filled with further folds first. With it each would open a trial of its own, and a
+    model-based sampler would have proposed all of them before the first was judged.
+    """
     capacity = queries.scalar(
         connection,
-        "SELECT coalesce(sum(capacity), 0) FROM worker WHERE left_at IS NULL "
+        "SELECT coalesce(sum(CASE WHEN :raced THEN 1 ELSE capacity END), 0) FROM worker WHERE left_at IS NULL "
         "AND seen_at > now() - make_interval(secs => :ttl)",
+        raced=record.spec.racing.on,
         ttl=lifecycle.LEASE_SECONDS,
     )
     return int(capacity)
@@ -177,7 +174,8 @@ def _capable_workers(connection: Connection) -> int:
 def report(engine: Engine, lease: Lease, epochs: Sequence[EpochDone], stored: Stored | None = None) -> int:
     """Accept results of one unit, one for each epoch; how many of them had not been accepted before.
 
-    An epoch that was accepted stays as it was. stored: where the last one's checkpoint is, if that could be stored.
+    An epoch that was accepted stays as it was. Under racing what is new may stop open trials, this one too: the next
+    renewal then finds the lease lost. stored: where the last one's checkpoint is, if that could be stored.
 
     Raises:
         Fenced: the lease was lost; nothing was written.
@@ -189,7 +187,26 @@ def report(engine: Engine, lease: Lease, epochs: Sequence[EpochDone], stored: St
         checkpoint = epochs[-1].checkpoint
         if checkpoint is not None and stored is not None:
             artifacts.record(connection, lease, checkpoint, stored)
+        rule = "SELECT spec->'racing'->>'rule' FROM study WHERE id = :id"
+        raced = accepted and queries.scalar(connection, rule, id=lease.study) not in (None, "none")
+    if raced:
+        _race(engine, lease)
     return accepted
+
+
+def _race(engine: Engine, lease: Lease) -> None:
+    """Stop what the new results decide. Apart from their transaction: that locks a unit, and this the study first.
+
+    A crash in between costs nothing: whoever next takes or finishes a unit decides the same.
+    """
+    with transaction(engine) as connection:
+        record = queries.study_by_id(connection, lease.study)
+        if record is None or not rungs.verdicts(connection, record):  # most epochs stop nobody, and need no lock
+            return
+    with contextlib.suppress(queries.NoStudy):
+        with transaction(engine) as connection:
+            settle(connection, queries.lock_study(connection, lease.study))
+        projection.project(engine, record.name, wait=False)
 
 
 def _accept(connection: Connection, lease: Lease, done: EpochDone) -> bool:

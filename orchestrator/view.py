@@ -28,11 +28,12 @@ STYLES = {
     "failed": "bold red",
 }
 SHOWN_TRIALS = 15
+SHOWN_REASONS = 5
 
 
 def live(seen: View) -> RenderableType:
     """Everything about a study that is under way, on one screen."""
-    return Group(_headline(seen), _progress(seen), Text(), _trials_table(seen), *_running(seen))
+    return Group(_headline(seen), _progress(seen), Text(), _trials_table(seen), *_stopped(seen), *_running(seen))
 
 
 def _headline(seen: View) -> Text:
@@ -55,7 +56,9 @@ def _progress(seen: View) -> Table:
     planned = seen.record.trials_total + sum(not trial.searched for trial in seen.trials)
     done = sum(counts.get("done", 0) for counts in seen.units.values())
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(total=planned * each, completed=done, width=40), f"{done} of {planned * each} folds")
+    saved = reading.folds_saved(seen)
+    said = f"{done} of {planned * each} folds" + (f", {saved} saved by racing" if saved else "")
+    grid.add_row(ProgressBar(total=planned * each, completed=done + saved, width=40), said)
     return grid
 
 
@@ -107,6 +110,12 @@ def _so_far(seen: View, trial: TrialRecord) -> str:
         return ""
     pooled = objective.metrics(objective.add(result.tallies for result in results))
     return f"~{words.number(pooled[seen.record.spec.objective])}"
+
+
+def _stopped(seen: View) -> list[Text]:
+    """Why racing stopped what it stopped last."""
+    stopped = [trial for trial in seen.trials if trial.state == "stopped"]
+    return [Text(f"  trial {trial.name} stopped: {trial.reason}", style="dim") for trial in stopped[-SHOWN_REASONS:]]
 
 
 def _running(seen: View) -> list[Text]:

@@ -47,7 +47,8 @@ def study_note(record: StudyRecord, trials: Sequence[TrialRecord]) -> str:
         f"on {len(record.plan.assignment[0])} rows of `{spec.data.path}` ({spec.task})?",
         "",
         f"**How.** {SAMPLERS[spec.search.sampler]} proposes, {validation.folds}-fold cross-validation{repeats} "
-        f"judges: {spec.objective}, pooled over all validation items. Every trial sees the same folds.",
+        f"judges: {spec.objective}, pooled over all validation items. Every trial sees the same folds"
+        + (f"; racing ({spec.racing.rule}) stops those that fall behind." if spec.racing.on else "."),
         "",
         "**So far.** "
         + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))

@@ -67,6 +67,7 @@ class Run:
     seconds: float
     epoch_seconds: float
     notes: dict[str, Any] = field(default_factory=dict)
+    outages: list[tuple[float, float]] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -174,6 +175,7 @@ def run(options: Options) -> Run:
     return Run(
         evidence=evidence,
         kills=storm.injector.kills,
+        outages=storm.injector.outages,
         killed=storm.injector.killed,
         faults={kind.value: count for kind, count in sorted(storm.injector.done.items())},
         skipped=storm.skipped,

@@ -15,7 +15,7 @@ from benchmarks.chaos.fleet import Fleet, Worker
 from benchmarks.chaos.measures import Kill
 from benchmarks.chaos.postgres import Postgres
 from benchmarks.chaos.proxy import Mode, Proxy
-from benchmarks.chaos.schedule import Fault, Kind
+from benchmarks.chaos.schedule import OUTAGES, Fault, Kind
 
 NETWORK = {
     Kind.DELAY: Mode.DELAY,
@@ -38,6 +38,7 @@ class Injector:
         self.done: Counter[Kind] = Counter()
         self.kills: list[Kill] = []
         self.killed = 0  # processes
+        self.outages: list[tuple[float, float]] = []  # when the database or a network was away: from, until
         self.database_away = False
         self.journal: list[str] = []  # what was done when, for whoever looks for the cause of something
         self._whom = ""
@@ -52,6 +53,8 @@ class Injector:
         self.done[fault.kind] += 1
         self.journal.append(f"{time.time():.2f} {fault.kind} {self._whom} {fault.seconds or ''}".rstrip())
         self.killed += fault.kills
+        if fault.kind in OUTAGES:
+            self.outages.append((time.time(), time.time() + fault.seconds))
         return True
 
     def tick(self) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from benchmarks.chaos.evidence import Attempt, Evidence
 
+PEACE = 20.0  # a restarted server leaves leases alone for 10 s; a worker looks again after as many
+
 
 @dataclass(frozen=True)
 class Kill:
@@ -52,6 +54,17 @@ def recoveries(evidence: Evidence, kills: Sequence[Kill]) -> list[Recovery]:
                     free = held.ended_at.timestamp() - kill.time if held.ended_at else seconds
                     found.append(Recovery(seconds, free, kill.time, kill.pid, held.unit, held.lease_epoch, held.cause))
     return sorted(found, key=lambda recovery: recovery.seconds)
+
+
+def in_peace(recovered: Sequence[Recovery], outages: Sequence[tuple[float, float]]) -> list[Recovery]:
+    """Those between whose kill and lease's end no server and no network was away, nor for `PEACE` seconds before."""
+    return [
+        recovery
+        for recovery in recovered
+        if not any(
+            start < recovery.killed + recovery.claimable and recovery.killed - PEACE < end for start, end in outages
+        )
+    ]
 
 
 def _held(attempt: Attempt, time: float) -> bool:

@@ -23,6 +23,7 @@ def of_run(options: Options, run: Run, violations: Sequence[Violation]) -> dict[
     evidence = run.evidence
     broken = {name: [v.text for v in violations if v.invariant == name] for name in checker.INVARIANTS}
     recovered = measures.recoveries(evidence, run.kills)
+    peaceful = measures.in_peace(recovered, run.outages)
     return {
         "system": "foldtune",
         "kills": run.killed,
@@ -36,6 +37,8 @@ def of_run(options: Options, run: Run, violations: Sequence[Violation]) -> dict[
         **recovery([recovery.seconds for recovery in recovered]),
         "claimable_p50_s": figure(measures.median([recovery.claimable for recovery in recovered])),
         "claimable_max_s": figure(max((recovery.claimable for recovery in recovered), default=None)),
+        "claimable_in_peace": len(peaceful),
+        "claimable_in_peace_max_s": figure(max((recovery.claimable for recovery in peaceful), default=None)),
         "slowest": [asdict(recovery) for recovery in recovered[-3:]],
         "wasted_fraction": round(measures.wasted_fraction(evidence), 4),
         "wasted_epochs_per_kill": wasted_epochs(run),

@@ -31,6 +31,11 @@ class Kind(StrEnum):
     DAMAGE_FILE = "a checkpoint file is damaged"
 
 
+# Nobody can be told anything meanwhile: a dead worker's lease is looked at when the database is there again.
+OUTAGES = frozenset(
+    kind for kind in Kind if kind.startswith(("Postgres", "pg_", "network")) or kind == "SIGSTOP of a backend"
+)
+
 KILLS = {Kind.KILL_SUPERVISOR: 0.45, Kind.KILL_TRAINER: 0.35, Kind.KILL_BOTH: 0.2}  # shares of all kills
 
 # kind -> (how many beside 40 kills, shortest seconds, longest seconds)

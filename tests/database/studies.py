@@ -28,7 +28,7 @@ search:
     learning_rate: {rates}
     batch_size: [4, 8]
 budget: {budget}
-"""
+{more}"""
 GRID = "[1e-3, 1e-2]"
 RANGE = "{low: 1e-5, high: 1e-1, log: true}"
 
@@ -42,6 +42,7 @@ def write(
     folds: int = 2,
     budget: str = "{}",
     texts: int = 12,
+    more: str = "",
 ) -> Path:
     """A study file with its data and a model folder that has the right files and no content."""
     model = folder / "model"
@@ -51,7 +52,7 @@ def write(
     rows = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(texts)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = folder / f"{name}.yaml"
-    text = STUDY.format(name=name, sampler=sampler, rates=rates, folds=folds, budget=budget)
+    text = STUDY.format(name=name, sampler=sampler, rates=rates, folds=folds, budget=budget, more=more)
     path.write_text(text, encoding="utf-8")
     return path
 

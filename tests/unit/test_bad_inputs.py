@@ -86,6 +86,24 @@ STUDY_YAML = {
     "8 unknown inner key": Bad(study(data="{path: rows.jsonl, txt: a}"), r":4:26: unknown key 'data.txt'\n.*'text'\?"),
     "8 key without effect yet": Bad(study(share_epochs="true"), r"'share_epochs' .* not supported in this version"),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
+    "racing without a rule": Bad(
+        study(racing="{first_folds: 2, hopeless: true}"), r":7:10: 'racing.first_folds' has no effect with rule none"
+    ),
+    "racing a rule without a confidence": Bad(
+        study(racing="{rule: forgiving, confidence: 0.9}"), r":7:27: 'racing.confidence' has no effect with rule forgiving"
+    ),
+    "racing with no folds to save": Bad(
+        study(racing="{rule: paired, first_folds: 4}"), r":7:24: racing saves the folds after the first 4, and the plan has 4"
+    ),
+    "racing one fold": Bad(
+        study(cross_validation="{folds: 1}", racing="{rule: forgiving}"), r":7:10: racing saves .* and the plan has 1: nothing"
+    ),
+    "racing with gp": Bad(
+        study(search="{sampler: gp, space: {batch_size: [4, 8]}}", racing="{rule: forgiving}"),
+        r":7:10: sampler gp learns from complete trials alone, .* — got racing forgiving\n  help: use sampler tpe",
+    ),
+    "racing without folds": Bad(study(racing="{rule: forgiving, first_folds: 0}"), r"'racing.first_folds' must be .* — got 0"),
+    "racing with too little confidence": Bad(study(racing="{rule: paired, confidence: 0.2}"), r"'racing.confidence' must be"),
     "9 missing data.path": Bad(study(data="{text: a}"), r":4:1: missing 'data.path'"),
     "9 missing model": Bad(study(model=None), r"missing 'model'"),
     "9 missing search": Bad(study(search=None), r"missing 'search'"),

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.chaos.collect import disguises
 from benchmarks.chaos.evidence import Attempt, Evidence, Result, WorkerRow, read_history
-from benchmarks.chaos.measures import Kill, median, recoveries, wasted_fraction
+from benchmarks.chaos.measures import Kill, Recovery, in_peace, median, recoveries, wasted_fraction
 from benchmarks.chaos.processes import Process
 from benchmarks.chaos.watch import Watch
 
@@ -39,6 +39,13 @@ def test_recovery_counts_from_the_kill_to_the_next_lease() -> None:
     )
     [recovery] = recoveries(found, [Kill(1010, 50), Kill(1010, 99)])
     assert (recovery.seconds, recovery.claimable, recovery.unit, recovery.pid) == (31.0, 30.0, 7, 50)
+
+
+def test_a_recovery_is_in_peace_where_nothing_was_away_from_before_the_kill_to_the_end_of_the_lease() -> None:
+    one = Recovery(31.0, 30.0, 1000.0, 50, 7, 1, "vanished")
+    assert in_peace([one], [(900.0, 979.0), (1031.0, 1040.0)]) == [one]
+    for outage in ((985.0, 985.0), (960.0, 981.0), (1029.0, 1029.0)):
+        assert in_peace([one], [outage]) == []
 
 
 def test_waste_is_what_no_accepted_result_holds() -> None:

@@ -135,6 +135,17 @@ def test_smoke_keeps_one_point_of_a_grid_and_one_epoch(
     assert spec.NAME.fullmatch(small.study)
 
 
+def test_smoke_races_after_one_of_its_two_folds() -> None:
+    text = study_text.study(racing="{rule: forgiving, first_folds: 3}")
+    assert study_file.smoke(load(text)).spec.racing.first_folds == 1
+
+
+def test_racing_is_off_unless_it_is_asked_for() -> None:
+    off, on = load(study_text.study()).spec.racing, load(study_text.study(racing="{rule: paired}")).spec.racing
+    assert (off.rule, off.on, on.on) == ("none", False, True)
+    assert (on.first_folds, on.confidence, on.hopeless) == (1, 0.975, True)
+
+
 def test_smoke_of_a_long_name_is_a_name_and_of_another_study_another() -> None:
     one, two = (study_file.smoke(load(study_text.study(study="a" * 63, seed=seed))).spec for seed in "12")
     assert spec.NAME.fullmatch(one.study)

@@ -1,0 +1,85 @@
+"""Which waiting unit a worker gets next. Under the study's row lock.
+
+Units of trials that had a failure wait until nothing else does, and train alone: `next_unit` without `blameless`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from sqlalchemy import Connection, text
+
+from orchestrator import objective, queries
+from orchestrator.records import StudyRecord
+
+
+def next_unit(connection: Connection, record: StudyRecord, *, blameless: bool = True) -> int | None:
+    """Further folds of open trials first, then planned trials; None: nothing waits."""
+    found = queries.scalar(
+        connection,
+        "SELECT u.id FROM unit u JOIN trial t ON t.id = u.trial "
+        "WHERE u.study = :study AND u.state = 'waiting' AND t.state IN ('running', 'waiting') "
+        "AND NOT (:blameless AND EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0)) "
+        # a unit with a charge is judged before others of its trial are: three crashes end it, and the trial with it
+        "ORDER BY t.state <> 'running', t.id, u.charges DESC, u.repeat, u.fold LIMIT 1",
+        study=record.id,
+        blameless=blameless,
+    )
+    return None if found is None else int(found)
+
+
+def first_rung_unit(connection: Connection, record: StudyRecord) -> int | None:
+    """Under racing: what comes before any further fold of a raced trial; None: nothing of it waits.
+
+    Trials that are never raced come first, with all their folds, and while nothing is complete the oldest open trial:
+    without an incumbent nobody is judged. Then the first folds of open trials, then those of planned ones.
+    """
+    pace = queries.scalar(
+        connection,
+        "SELECT min(t.id) FROM trial t WHERE t.study = :study AND t.state = 'running' AND t.duplicate_of IS NULL "
+        "AND NOT EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0) "
+        "AND NOT EXISTS (SELECT 1 FROM trial WHERE study = :study AND state = 'complete')",
+        study=record.id,
+    )
+    found = queries.scalar(
+        connection,
+        "SELECT u.id FROM unit u JOIN trial t ON t.id = u.trial "
+        "WHERE u.study = :study AND u.state = 'waiting' AND t.state IN ('running', 'waiting') "
+        "AND NOT EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0) "
+        "AND (t.is_default OR NOT t.searched OR t.id = :pace OR u.repeat * :folds + u.fold < :first) "
+        "ORDER BY t.searched AND NOT t.is_default, t.id <> :pace, t.state <> 'running', t.id, u.repeat, u.fold LIMIT 1",
+        study=record.id,
+        pace=-1 if pace is None else pace,
+        folds=record.plan.folds,
+        first=record.spec.racing.first_folds,
+    )
+    return None if found is None else int(found)
+
+
+def further_unit(connection: Connection, record: StudyRecord) -> int | None:
+    """Under racing: a further fold of an open trial, of the best one by its finished folds; None: none waits.
+
+    The best first, because the sooner a good trial is complete, the more folds of others it saves. Trials without a
+    finished fold come last: better than a device without work, although their first fold may stop them.
+    """
+    rows = connection.execute(
+        text(
+            "SELECT DISTINCT ON (t.id) t.id, u.id FROM unit u JOIN trial t ON t.id = u.trial "
+            "WHERE u.study = :study AND u.state = 'waiting' AND t.state = 'running' "
+            "AND NOT EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0) "
+            "ORDER BY t.id, u.repeat, u.fold"
+        ),
+        {"study": record.id},
+    )
+    units = {int(trial): int(unit) for trial, unit in rows}
+    if len(units) < 2:
+        return next(iter(units.values()), None)
+    sign = -1.0 if record.spec.maximize else 1.0
+    standing = {}
+    results = queries.fold_results(connection, record.id, list(units))
+    for trial, folds in itertools.groupby(results, key=lambda result: result.trial):
+        value = objective.value(record.spec.objective, (fold.tallies for fold in folds))
+        if value is not None:
+            standing[trial] = sign * value
+    best = min(units, key=lambda trial: (trial not in standing, standing.get(trial, 0.0), trial))
+    return units[best]
