@@ -5,6 +5,7 @@ Rows of equal length are one dense batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def stream_attention(
 def _by_runs(
     query: Tensor, key: Tensor, value: Tensor, stream: Stream, scale: float | None, causal: bool, reach: int | None
 ) -> Tensor:
+    """Rows of equal length as one dense batch each: (1, tokens, heads, size)."""
+    near = reach is not None and stream.width > reach
+    if query.device.type == "cpu" and not near and key.shape == query.shape == value.shape:
+        whole: Tensor = _Runs.apply(query, key, value, stream.runs, scale, causal)
+        return whole
     sizes = [run.rows * run.length for run in stream.runs]
     # one split, whose backward is one concatenation: a slice each would give each a full-sized zero gradient
     parts = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), stream.runs, strict=True)
@@ -84,6 +90,55 @@ def _by_runs(
         )
         outputs.append(out.transpose(1, 2).reshape(1, run.rows * run.length, q.shape[1], -1))
     return torch.cat(outputs, dim=1)
+
+
+class _Runs(torch.autograd.Function):
+    """Attention of all runs as one node of autograd's graph.
+
+    With a node for every view of every run, a layer over sixteen short rows has two hundred of them, and keeping the
+    books takes as long as the attention.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], scale: float | None, causal: bool
+    ) -> Tensor:
+        q, k, v = (tensor.transpose(1, 2).contiguous() for tensor in (query, key, value))
+        out = torch.empty_like(q)
+        sums = []
+        for run in runs:
+            part, total = _FORWARD(*(_rows(t, run) for t in (q, k, v)), 0.0, causal, scale=scale)
+            _rows(out, run).copy_(part)
+            sums.append(total)
+        ctx.save_for_backward(q, k, v, out, *sums)
+        ctx.runs, ctx.scale, ctx.causal = runs, scale, causal
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        q, k, v, out, *sums = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        slopes = [torch.empty_like(q) for _ in range(3)]
+        for run, total in zip(ctx.runs, sums, strict=True):
+            parts = _BACKWARD(
+                *(_rows(t, run) for t in (gradient, q, k, v, out)), total, 0.0, ctx.causal, scale=ctx.scale
+            )
+            for slope, part in zip(slopes, parts, strict=True):
+                _rows(slope, run).copy_(part)
+        return *(slope.transpose(1, 2) for slope in slopes), None, None, None
+
+
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _rows(tensor: Tensor, run: Run) -> Tensor:
+    """(1, tokens, heads, size), contiguous -> (rows, heads, length, size), a view."""
+    _, tokens, heads, size = tensor.shape
+    each = heads * size
+    return tensor.as_strided(
+        (run.rows, heads, run.length, size), (run.length * each, size, each, 1), tensor.storage_offset() + run.start * each
+    )
 
 
 def _dense(tensor: Tensor, run: Run) -> Tensor:

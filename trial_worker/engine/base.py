@@ -18,6 +18,7 @@ from transformers import (
 
 from orchestrator.contract import ModelPin
 from trial_worker.engine.errors import UnusableModel
+from trial_worker.engine.heads import has_plain_head
 from trial_worker.engine.window import open_window
 
 _FAMILIES: dict[str, Any] = {
@@ -31,6 +32,7 @@ class Base:
     """A frozen model in evaluation mode; nothing in it requires a gradient.
 
     streams: whether its layers take rows without padding, see `window`.
+    plain_head: whether a language model's logits are its linear head's of the last states, and nothing else.
     heads: names of the modules that every unit trains from a fresh start, because the checkpoint has no weights
         for them, or weights for other classes; empty for a language model.
     limit: tokens that the model's positions reach.
@@ -43,6 +45,7 @@ class Base:
     heads: tuple[str, ...]
     limit: int
     streams: bool
+    plain_head: bool
 
     @classmethod
     def load(
@@ -78,7 +81,8 @@ class Base:
         if family == "causal":
             _refuse_unless_causal(model, pin)
         streams = streams and open_window(model) is not None
-        return cls(model, tokenizer, torch.device(device), pin, heads, _limit(model, tokenizer), streams)
+        plain = family == "causal" and has_plain_head(model)
+        return cls(model, tokenizer, torch.device(device), pin, heads, _limit(model, tokenizer), streams, plain)
 
 
 def locate(pin: ModelPin) -> tuple[str, dict[str, Any]]:

@@ -13,13 +13,14 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from trial_worker.engine.stream import current
-from trial_worker.tasks.interface import Batch
+from trial_worker.engine.token_loss import head_loss
+from trial_worker.tasks.interface import Answers, Batch, answers
 
 
 class Reader(Protocol):
-    """Computes logits (targets, outputs) of a batch on the model in which the slots' adapters are."""
+    """What the model in which the slots' adapters are says of a batch's targets."""
 
-    def __call__(self, batch: Batch) -> Tensor: ...
+    def __call__(self, batch: Batch) -> Answers: ...
 
 
 class SlotHead(nn.Module):
@@ -48,11 +49,10 @@ class SlotHead(nn.Module):
 def read_family(model: PreTrainedModel) -> Reader:
     """`pooling: first`: the SequenceClassification class as its authors wrote it."""
 
-    def logits(batch: Batch) -> Tensor:
-        out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        return out
+    def read(batch: Batch) -> Answers:
+        return answers(model(input_ids=batch.ids, attention_mask=batch.mask).logits, batch)
 
-    return logits
+    return read
 
 
 class MeanHead(nn.Module):
@@ -86,20 +86,31 @@ class MeanHead(nn.Module):
 def read_mean(encoder: PreTrainedModel, head: nn.Module) -> Reader:
     """Mean pooling over the encoder's last states."""
 
-    def logits(batch: Batch) -> Tensor:
+    def read(batch: Batch) -> Answers:
         states = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        out: Tensor = head(states, batch.mask)
-        return out
+        return answers(head(states, batch.mask), batch)
 
-    return logits
+    return read
+
+
+def read_tokens(model: PreTrainedModel) -> Reader:
+    """A language model with a plain linear head: losses of the supervised tokens, a few at a time."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+
+    def read(batch: Batch) -> Answers:
+        assert batch.positions is not None
+        states: Tensor = model.base_model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        chosen = states.flatten(0, 1).index_select(0, batch.positions)
+        return Answers(*head_loss(chosen, head.weight, head.bias, batch.targets))
+
+    return read
 
 
 @contextmanager
-def reading_tokens(model: PreTrainedModel) -> Iterator[Reader]:
-    """A language model whose head computes logits at supervised positions only.
+def reading_logits(model: PreTrainedModel) -> Iterator[Reader]:
+    """A language model that does more to its states or logits than a linear head (scaling, soft caps, LoRA on it).
 
-    The states are picked by a hook before the head, so that whatever the family does to its logits afterwards
-    (scaling, soft caps) still happens.
+    The states of supervised tokens are picked by a hook before the head, and the family's own code does the rest.
     """
     chosen: list[Tensor] = []
 
@@ -107,18 +118,31 @@ def reading_tokens(model: PreTrainedModel) -> Iterator[Reader]:
         states = arguments[0]  # (rows, tokens, hidden)
         return (states.flatten(0, 1).index_select(0, chosen[-1]).unsqueeze(0), *arguments[1:])
 
-    def logits(batch: Batch) -> Tensor:
+    def read(batch: Batch) -> Answers:
         assert batch.positions is not None
         chosen[:] = [batch.positions]
         out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        return out.squeeze(0)  # (supervised tokens, vocabulary)
+        said = answers(out.squeeze(0), batch)
+        return Answers(said.nats, said.hits)
 
     head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(pick)
     try:
-        yield logits
+        yield read
     finally:
         hook.remove()
+
+
+@torch.inference_mode()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether a language model's logits are its head's of the last states, and nothing else."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if type(head) is not nn.Linear:
+        return False
+    ids = torch.arange(5, device=model.device).unsqueeze(0)
+    logits = model(input_ids=ids).logits
+    own = head(model.base_model(input_ids=ids).last_hidden_state)
+    return logits.shape == own.shape and torch.allclose(logits, own, rtol=1e-5, atol=1e-5 * float(own.abs().max()))
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
-from trial_worker.engine.heads import Reader, SlotHead, initialise, read_family, read_mean, reading_tokens
+from trial_worker.engine.heads import Reader, SlotHead, initialise, read_family, read_mean, read_tokens, reading_logits
 from trial_worker.engine.lora import Factors, SlotLinear
 from trial_worker.engine.memory import HeadWeight, Layout, Memory
 from trial_worker.engine.survey import Kind, Survey, head_weights, resolve_alpha, survey
@@ -19,7 +19,7 @@ from trial_worker.engine.survey import Kind, Survey, head_weights, resolve_alpha
 class Network:
     """Adapters of up to `slots` units on a base. The base is changed only between `install` and `remove`.
 
-    memory: the slots' weights. logits: reader of batches, while installed.
+    memory: the slots' weights. read: what it says of a batch, while installed.
     """
 
     def __init__(self, base: Base, kind: Kind, slots: int) -> None:
@@ -53,7 +53,7 @@ class Network:
         self._reader = None
 
     @property
-    def logits(self) -> Reader:
+    def read(self) -> Reader:
         assert self._reader is not None
         return self._reader
 
@@ -135,8 +135,10 @@ class Network:
                 yield read_mean(model, mean)
             elif self.kind.classes:
                 yield read_family(model)
+            elif self.base.plain_head and type(model.get_output_embeddings()) is torch.nn.Linear:  # type: ignore[no-untyped-call]
+                yield read_tokens(model)
             else:
-                with reading_tokens(model) as reader:
+                with reading_logits(model) as reader:
                     yield reader
         finally:
             for name, module in before.items():

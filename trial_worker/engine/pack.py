@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 import torch
-from torch import Tensor
 
 from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from trial_worker.engine import optimizer
@@ -20,7 +19,7 @@ from trial_worker.engine.slot import Slot
 from trial_worker.engine.stream import computing
 from trial_worker.engine.survey import Kind
 from trial_worker.tasks import task_named
-from trial_worker.tasks.interface import score, target_nats
+from trial_worker.tasks.interface import score
 from trial_worker.tasks.rows import Rows, read_snapshot
 
 PackEvent = Progress | EpochDone | UnitEnded
@@ -38,8 +37,9 @@ class Pack:
         self.base = base
         self.rows = rows
         self.slots = slots or SLOTS.get(base.device.type, 1)
-        # a classifier's logits are few; a language model's decide how many tokens fit
-        vocabulary = 0 if rows.task.labels else int(base.model.config.get_text_config().vocab_size)
+        # where a language model's logits are all there at once, they decide how many tokens fit
+        whole = not rows.task.labels and not base.plain_head
+        vocabulary = int(base.model.config.get_text_config().vocab_size) if whole else 0
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._pace: float | None = None
         self._new: list[TrainUnit] = []
@@ -245,7 +245,7 @@ class Pack:
         """Forward and backward; each slot's loss is divided by the weight of its whole effective batch."""
         assert self._network is not None
         with computing(step.stream):
-            nats = step.by_slot(target_nats(self._network.logits(step.batch), step.batch))
+            nats = step.by_slot(self._network.read(step.batch).nats)
             weights = torch.tensor([slot.batch_weight for slot, _ in step.parts], device=nats.device)
             torch.autograd.backward((nats / weights).sum())
         for (slot, rows), value in zip(step.parts, nats.tolist(), strict=True):
@@ -255,8 +255,7 @@ class Pack:
     def _scores(self, step: MicroStep) -> None:
         assert self._network is not None
         with computing(step.stream):
-            logits: Tensor = self._network.logits(step.batch)
-        scores = score(logits, step.batch, keep_logits=bool(self.rows.task.labels))
+            scores = score(self._network.read(step.batch), step.batch)
         for (slot, rows), part in zip(step.parts, step.split(scores), strict=True):
             slot.scored(rows, part)
 
