@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import budget, lifecycle, queries
+from orchestrator import budget, lifecycle
 from orchestrator.contract import Settings, build
 from orchestrator.database.engine import transaction
 from orchestrator.errors import TRY_AGAIN, FoldtuneError
@@ -15,16 +15,21 @@ from orchestrator.records import Lease, StudyRecord
 
 
 class Fenced(FoldtuneError):
-    """The lease was lost: somebody else owns the unit, or the trial was closed. Nothing was written."""
+    """The lease was lost: somebody else owns the unit, or nobody wants it trained any more. Nothing was written.
 
-    def __init__(self, lease: Lease, found: int | None) -> None:
-        owner = (
-            f"epoch {lease.epoch} < {found}" if found and found > lease.epoch else "it ran out, or the trial was closed"
-        )
+    closed: why nobody wants it, empty where somebody else may train it now.
+    """
+
+    def __init__(self, lease: Lease, found: int | None, closed: str = "") -> None:
+        if found and found > lease.epoch:
+            why, closed = f"epoch {lease.epoch} < {found}", ""
+        else:
+            why = closed or "it ran out"
         super().__init__(
-            f"lease of unit {lease.unit} was lost ({owner}); stopping it, nothing was written", code=TRY_AGAIN
+            f"lease of unit {lease.unit} was lost ({why}); stopping it, nothing was written", code=TRY_AGAIN
         )
         self.lease = lease
+        self.closed = closed
 
 
 def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -> Lease:
@@ -183,5 +188,10 @@ def hold(connection: Connection, lease: Lease) -> None:
         {"unit": lease.unit, "epoch": lease.epoch, "token": lease.token, "ttl": lifecycle.LEASE_SECONDS},
     ).rowcount
     if held != 1:
-        found = queries.scalar(connection, "SELECT lease_epoch FROM unit WHERE id = :id", id=lease.unit)
-        raise Fenced(lease, found)
+        query = "SELECT lease_epoch, state = 'cancelled' AS closed, reason FROM unit WHERE id = :id"
+        found = connection.execute(text(query), {"id": lease.unit}).mappings().one_or_none()
+        if found is None:
+            raise Fenced(lease, None, "its study was deleted")
+        raise Fenced(
+            lease, found["lease_epoch"], (found["reason"] or "its trial was closed") if found["closed"] else ""
+        )

@@ -40,7 +40,7 @@ class Courier:
             desk.note("fenced", lease)
             if stored is not None and isinstance(lost, Fenced):
                 artifacts.discard(self.record(last.study), stored)
-            desk.inbox.put(Lost(lease, lost.message))
+            desk.inbox.put(Lost(lease, lost.message, not isinstance(lost, Fenced) or bool(lost.closed)))
             self._over(lease, spool)
         except FoldtuneError:
             raise  # it waits on

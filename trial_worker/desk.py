@@ -44,10 +44,11 @@ class Taken:
 
 @dataclass(frozen=True)
 class Lost:
-    """A lease that is gone."""
+    """A lease that is gone. closed: nobody else trains the unit now, so that there is no hurry to stop."""
 
     lease: Lease
     message: str
+    closed: bool
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from trial_worker.suspects import Suspects, Verdict
 from trial_worker.units import Held, intact, open_message, work
 
 OPEN_ATTEMPTS = 3
-DROP_SECONDS = 2.0
+DROP_SECONDS = 2.0  # for the end of a step, once somebody else may train the unit; then the trainer is killed
+CLOSED_SECONDS = 60.0  # the same where nobody may: other units of the pack should not begin their epochs anew for it
 SUSPEND_SECONDS = 4.0  # for the last step and its checkpoint, once this worker was asked to leave
 LEAVE_SECONDS = 4.8  # until the process is gone
 PAUSE_SECONDS = 5.0  # a loop that was away for longer was stopped itself
@@ -124,7 +125,8 @@ class Foreman:
         self.say(lost.message)
         self._forget(held.lease.unit)
         if held.sent and self.station.trainer is not None:
-            self._dropping[held.lease.unit, held.lease.epoch] = time.monotonic() + DROP_SECONDS
+            seconds = CLOSED_SECONDS if lost.closed else DROP_SECONDS
+            self._dropping[held.lease.unit, held.lease.epoch] = time.monotonic() + seconds
             self.station.tell(DropUnit(unit=held.lease.unit, reason="the lease is gone"))
 
     def _arrange(self) -> None:

@@ -40,6 +40,6 @@ class Renewer(threading.Thread):
             if desk.trains(fenced.lease):  # else the courier is telling its end just now
                 desk.note("fenced", fenced.lease)
                 desk.let_go(fenced.lease)
-                desk.inbox.put(Lost(fenced.lease, fenced.message))
+                desk.inbox.put(Lost(fenced.lease, fenced.message, bool(fenced.closed)))
         for unit, seconds in renewal.seconds_left.items():
             desk.inbox.put(Left(unit, seconds))
