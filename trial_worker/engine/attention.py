@@ -137,7 +137,9 @@ def _rows(tensor: Tensor, run: Run) -> Tensor:
     _, tokens, heads, size = tensor.shape
     each = heads * size
     return tensor.as_strided(
-        (run.rows, heads, run.length, size), (run.length * each, size, each, 1), tensor.storage_offset() + run.start * each
+        (run.rows, heads, run.length, size),
+        (run.length * each, size, each, 1),
+        tensor.storage_offset() + run.start * each,
     )
 
 
