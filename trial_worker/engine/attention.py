@@ -134,7 +134,7 @@ _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 def _rows(tensor: Tensor, run: Run) -> Tensor:
     """(1, tokens, heads, size), contiguous -> (rows, heads, length, size), a view."""
-    _, tokens, heads, size = tensor.shape
+    heads, size = tensor.shape[2:]
     each = heads * size
     return tensor.as_strided(
         (run.rows, heads, run.length, size),
