@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from orchestrator.contract import ModelPin, Settings, TrainUnit
@@ -60,8 +62,8 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def byte_tokenizer(*, bos: bool = False, pad_is_eos: bool = True) -> PreTrainedTokenizerFast:
-    """GPT-2's way: byte-level BPE; with `bos` each text begins with <s>, as Llama's do."""
+def byte_tokenizer(*, bos: bool = False, eos: bool = False, pad_is_eos: bool = True) -> PreTrainedTokenizerFast:
+    """GPT-2's way: byte-level BPE; `bos`: each text begins with <s>, as Llama's do; `eos`: it ends with </s>."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = ByteLevel()
@@ -75,8 +77,8 @@ def byte_tokenizer(*, bos: bool = False, pad_is_eos: bool = True) -> PreTrainedT
             show_progress=False,
         ),
     )
-    template = "<s> $A" if bos else "$A"
-    inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0)] if bos else [])
+    template = ("<s> " if bos else "") + "$A" + (" </s>" if eos else "")
+    inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", model_max_length=64)
     if not pad_is_eos:
         tokenizer.pad_token = "<pad>"
@@ -137,6 +139,24 @@ def save_llama(folder: Path) -> Path:
         eos_token_id=1,
     )
     return _save(LlamaForCausalLM, config, tokenizer, folder)
+
+
+def save_t5(folder: Path) -> Path:
+    """A T5 encoder-decoder with its relative position bias; gated feed-forward layers, as since T5 1.1."""
+    tokenizer = byte_tokenizer(eos=True, pad_is_eos=False)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=2,
+        eos_token_id=1,
+        decoder_start_token_id=2,
+    )
+    return _save(T5ForConditionalGeneration, config, tokenizer, folder)
 
 
 def _save(

@@ -24,7 +24,7 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 SEED = 7
@@ -97,15 +97,19 @@ def hashed(text: str) -> str:
     return hashlib.sha256(f"{SEED}:{text}".encode()).hexdigest()
 
 
-def select(data_noun: Path) -> list[dict[str, str]]:
-    """The rows, labels mixed.
+def select(
+    data_noun: Path,
+    texts: Callable[[Path], Iterable[tuple[str, str]]] = definitions,
+    wanted: Callable[[str], bool] = is_wanted,
+) -> list[dict[str, str]]:
+    """The rows, labels mixed. texts: what to choose from. wanted: what may be chosen.
 
     Raises:
         ValueError: a category has too few definitions, so that this is not WordNet 3.0's file.
     """
     numbers: dict[str, set[str]] = defaultdict(set)
-    for number, text in definitions(data_noun):
-        if is_wanted(text):
+    for number, text in texts(data_noun):
+        if wanted(text):
             numbers[text].add(number)
 
     rows: list[dict[str, str]] = []

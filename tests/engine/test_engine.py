@@ -16,12 +16,10 @@ import torch
 
 from orchestrator.contract import EpochDone, Outcome, TrainUnit, UnitEnded
 from tests import tiny_models
-from trial_worker.engine import Base, Pack, Rows, UnusableModel
-from trial_worker.engine import unit as unit_module
-from trial_worker.engine.adapter import attached
+from trial_worker.engine import Base, Pack, Rows, UnusableModel, micro_step
+from trial_worker.engine.clock import Clock
 from trial_worker.engine.errors import UnitStopped
-from trial_worker.engine.evaluate import evaluate
-from trial_worker.engine.memory import MicroSteps
+from trial_worker.engine.slot import Slot
 from trial_worker.tasks import CausalLm, Classification
 
 ENCODERS = ("bert", "roberta")
@@ -36,23 +34,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "roberta": tiny_models.save_roberta,
         "gpt2": tiny_models.save_gpt2,
         "llama": tiny_models.save_llama,
+        "t5": tiny_models.save_t5,
     }
     return {name: make(root / name) for name, make in makers.items()}
 
 
-def classifier(folder: Path, **pin: Any) -> Pack:
+def classifier(folder: Path, *, streams: bool = True, **pin: Any) -> Pack:
     task = Classification(tiny_models.LABELS)
-    base = Base.load(tiny_models.pin(folder, **pin), "sequence", 3)
+    base = Base.load(tiny_models.pin(folder, **pin), "sequence", 3, streams=streams)
     return Pack(base, Rows(task, tiny_models.classification_rows(), base.tokenizer))
 
 
-def language_model(folder: Path) -> Pack:
-    base = Base.load(tiny_models.pin(folder), "causal", 0)
+def language_model(folder: Path, *, streams: bool = True) -> Pack:
+    base = Base.load(tiny_models.pin(folder), "causal", 0, streams=streams)
     return Pack(base, Rows(CausalLm(), tiny_models.causal_rows(), base.tokenizer))
 
 
-def pack_of(name: str, folders: dict[str, Path], *, causal: bool = False) -> Pack:
-    return language_model(folders[name]) if causal else classifier(folders[name])
+def pack_of(name: str, folders: dict[str, Path], *, causal: bool = False, streams: bool = True) -> Pack:
+    return (language_model if causal else classifier)(folders[name], streams=streams)
 
 
 def train(pack: Pack, unit: TrainUnit) -> tuple[list[EpochDone], UnitEnded, list[float]]:
@@ -87,7 +86,7 @@ def floats(text: str, kind: str = "<f4") -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype=kind)
 
 
-KINDS = [(name, False, "first") for name in (*ENCODERS, *DECODERS)]
+KINDS = [(name, False, "first") for name in (*ENCODERS, *DECODERS, "t5")]
 KINDS += [("bert", False, "mean"), ("gpt2", False, "mean")]
 KINDS += [(name, True, "auto") for name in DECODERS]
 
@@ -125,13 +124,15 @@ def test_a_repeated_unit_gives_the_same_bits_after_others_and_in_a_new_base(
     assert numbers(pack, tiny_models.unit(lora_dropout=0.2, pooling=pooling, seed=12)) != first
 
 
-@pytest.mark.parametrize(("name", "causal"), [("bert", False), ("roberta", False), ("gpt2", True), ("llama", True)])
+@pytest.mark.parametrize(
+    ("name", "causal"), [("bert", False), ("roberta", False), ("t5", False), ("gpt2", True), ("llama", True)]
+)
 def test_numbers_do_not_depend_on_the_micro_batch_even_with_dropout(
     name: str, causal: bool, folders: dict[str, Path]
 ) -> None:
     unit = tiny_models.unit(lora_dropout=0.3, batch_size=7)
     wide, narrow = (pack_of(name, folders, causal=causal) for _ in range(2))
-    narrow.micro.most_rows = 2
+    narrow.capacity.most_rows = 2
     (one, _, losses), (two, _, other_losses) = train(wide, unit), train(narrow, unit)
     np.testing.assert_allclose(losses, other_losses, rtol=2e-5)
     for a, b in zip(one, two, strict=True):
@@ -140,26 +141,22 @@ def test_numbers_do_not_depend_on_the_micro_batch_even_with_dropout(
         np.testing.assert_allclose(floats(a.predictions.nats), floats(b.predictions.nats), rtol=2e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "causal"), [("bert", False), ("roberta", False), ("gpt2", False), ("llama", True)])
+@pytest.mark.parametrize(
+    ("name", "causal"),
+    [("bert", False), ("roberta", False), ("t5", False), ("gpt2", False), ("gpt2", True), ("llama", True)],
+)
 def test_validation_does_not_depend_on_neighbours_or_padding(name: str, causal: bool, folders: dict[str, Path]) -> None:
-    pack = pack_of(name, folders, causal=causal)
-    items = pack.rows.items(64)
-    classes = 0 if causal else 3
-    with attached(pack.base, tiny_models.unit().settings, 1, classes) as network:
+    def nats(rows: int, *, streams: bool = True) -> np.ndarray:
+        pack = pack_of(name, folders, causal=causal, streams=streams)
+        pack.capacity.most_rows = rows
+        # the first step of warm-up has a learning rate of 0, and there is no other
+        (epoch,), end, _ = train(pack, tiny_models.unit(epochs=1, batch_size=100, warmup_ratio=1.0))
+        assert end.outcome == Outcome.DONE, end
+        return floats(epoch.predictions.nats)
 
-        def nats(rows: int, overhead: int) -> np.ndarray:
-            micro = MicroSteps(pack.base.device)
-            micro.most_rows, micro._overhead = rows, overhead
-            run = evaluate(network, pack.base, items, micro, keep_logits=not causal)
-            while True:
-                try:
-                    next(run)
-                except StopIteration as stop:
-                    return np.array(stop.value.nats)
-
-        alone = nats(1, 0)
-        np.testing.assert_allclose(nats(100, 10**6), alone, rtol=1e-5)
-        np.testing.assert_allclose(nats(5, 0), alone, rtol=1e-5)
+    alone = nats(1)
+    for other in (nats(100), nats(5), nats(100, streams=False), nats(1, streams=False)):
+        np.testing.assert_allclose(other, alone, rtol=1e-5)
 
 
 def test_validation_loss_is_pooled_over_items_whatever_the_batch_size(folders: dict[str, Path]) -> None:
@@ -195,7 +192,7 @@ class Scarce:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
         self.refused = 0
-        collate = unit_module.collate
+        collate = micro_step.collate
 
         def limited(items: Any, *rest: Any) -> Any:
             if len(items) > rows:
@@ -203,8 +200,7 @@ class Scarce:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
             return collate(items, *rest)
 
-        monkeypatch.setattr(unit_module, "collate", limited)
-        monkeypatch.setattr("trial_worker.engine.evaluate.collate", limited)
+        monkeypatch.setattr(micro_step, "collate", limited)
 
 
 def test_what_does_not_fit_is_retried_with_the_same_batch_and_numbers(
@@ -246,12 +242,12 @@ def test_a_units_own_bound_on_rows_changes_no_number_and_no_other_unit(
     np.testing.assert_allclose(narrow_losses, losses, rtol=2e-5)
     for a, b in zip(ample, narrow, strict=True):
         assert b.tallies["nats"] == pytest.approx(a.tallies["nats"], rel=2e-5)
-    assert pack.micro.most_rows == 4096
+    assert pack.capacity.most_rows == 4096
     # what does not fit even so, no later unit tries again
     monkeypatch.undo()
     Scarce(monkeypatch, rows=1)
     train(pack, bound)
-    assert pack.micro.most_rows == 1
+    assert pack.capacity.most_rows == 1
 
 
 # --- endings -----------------------------------------------------------------------------------------------
@@ -271,7 +267,10 @@ def test_an_exploding_loss_diverges_and_says_at_which_step(folders: dict[str, Pa
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer(
     value: float, words: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unit_module.Work, "_gradients", lambda self, *_: value if self.at.step == 2 else 1.0)
+    computed = Slot.computed
+    monkeypatch.setattr(
+        Slot, "computed", lambda self, rows, nats: computed(self, rows, value if self.at.step == 1 else nats)
+    )
     epochs, end, _ = train(classifier(folders["bert"]), tiny_models.unit())
     assert (epochs, end.outcome, end.reason) == ([], Outcome.DIVERGED, words)
 
@@ -382,33 +381,29 @@ def test_pickled_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -
         Base.load(tiny_models.pin(tmp_path), "sequence", 3)
 
 
-def test_a_limit_counts_from_the_start_of_the_running_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_counts_from_the_start_of_the_running_epoch() -> None:
     """The running epoch is in nobody's books yet: counted from now, its seconds would be given twice."""
-    now = 0.0
-    monkeypatch.setattr(unit_module, "monotonic", lambda: now)
-    clock = unit_module.Clock(pace=1.0)
+    clock = Clock()
     clock.limit(100)
     clock.demand(90)
-    clock.begin()
-    now = 85.0
+    clock.spend(85)
     clock.limit(100)
-    now = 90.0
+    clock.spend(5)
     with pytest.raises(UnitStopped, match="10 s are left"):
         clock.demand(90)
     clock.demand(10)
 
 
-def test_seconds_before_a_break_count_against_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(unit_module, "monotonic", lambda: now)
-    clock = unit_module.Clock(pace=1.0)
+def test_an_epoch_that_is_over_leaves_less_for_the_next() -> None:
+    clock = Clock()
     clock.limit(100)
-    clock.begin(60)
-    now = 25.0
-    assert clock.elapsed == 85
+    clock.spend(60)
+    assert clock.close_epoch() == 60
+    clock.spend(25)
     clock.demand(15)
     with pytest.raises(UnitStopped, match="15 s are left"):
         clock.demand(16)
     clock.limit(100)  # told anew by who still knows nothing of this epoch
-    with pytest.raises(UnitStopped, match="15 s are left"):
-        clock.demand(16)
+    clock.demand(75)
+    clock.limit(None)
+    clock.demand(math.inf)

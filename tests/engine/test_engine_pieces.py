@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from transformers import get_scheduler
 
 from orchestrator.contract import ModelPin
-from trial_worker.engine.adapter import resolve_alpha
 from trial_worker.engine.base import locate
 from trial_worker.engine.batches import effective_batches, epoch_order, split_by_length, steps_per_epoch
-from trial_worker.engine.dropout import Draws, RowDropout
+from trial_worker.engine.dropout import mask, row_keys, salt
 from trial_worker.engine.errors import UnusableModel, is_out_of_memory
 from trial_worker.engine.optimizer import schedule_factor
+from trial_worker.engine.stream import Stream
+from trial_worker.engine.survey import resolve_alpha
 
 CPU = torch.device("cpu")
 
@@ -93,33 +94,43 @@ def test_other_alphas_are_refused(alpha: str) -> None:
 # --- dropout -----------------------------------------------------------------------------------------------
 
 
-def mask(rows: list[int], step: int = 1, name: str = "layer", shape: tuple[int, ...] = (6, 8)) -> torch.Tensor:
-    draws = Draws(seed=5)
-    draws.keys = draws.of(step, rows, CPU)
-    return RowDropout(0.3, draws, name)(torch.ones(len(rows), *shape))
+def kept(rows: list[int], step: int = 1, name: str = "layer", length: int = 6, features: int = 8) -> torch.Tensor:
+    """(rows, length, features) bool."""
+    stream = Stream(parts=((0, len(rows)),), lengths=(length,) * len(rows), device=CPU, keys=row_keys(5, step, rows))
+    own, positions = stream.spots((1, len(rows) * length, features))
+    assert stream.keys is not None
+    return mask(stream.keys[own], positions, salt(name), features, 0.3).view(len(rows), length, features)
 
 
 def test_a_rows_mask_depends_on_neither_neighbours_nor_padding() -> None:
-    together = mask([3, 8, 20])
-    assert torch.equal(mask([8])[0], together[1])
-    assert torch.equal(mask([20, 3])[1], together[0])
-    assert torch.equal(mask([8], shape=(9, 8))[0, :6], together[1])
+    together = kept([3, 8, 20])
+    assert torch.equal(kept([8])[0], together[1])
+    assert torch.equal(kept([20, 3])[1], together[0])
+    assert torch.equal(kept([8], length=9)[0, :6], together[1])
+
+
+def test_a_row_has_the_same_mask_in_a_stream_and_in_a_grid() -> None:
+    stream = Stream(parts=((0, 2),), lengths=(5, 3), device=CPU, keys=row_keys(5, 1, [3, 8]))
+    assert stream.keys is not None
+    flowing, standing = (
+        mask(stream.keys[rows], positions, salt("layer"), 8, 0.3)
+        for rows, positions in (stream.spots((1, 8, 8)), stream.spots((2, 5, 8)))
+    )
+    assert torch.equal(flowing, standing[stream.places])
 
 
 def test_masks_differ_by_step_row_layer_and_token() -> None:
-    here = mask([3], shape=(6, 64))[0]
-    assert not torch.equal(here, mask([3], step=2, shape=(6, 64))[0])
-    assert not torch.equal(here, mask([4], shape=(6, 64))[0])
-    assert not torch.equal(here, mask([3], name="other", shape=(6, 64))[0])
+    here = kept([3], features=64)[0]
+    assert not torch.equal(here, kept([3], step=2, features=64)[0])
+    assert not torch.equal(here, kept([4], features=64)[0])
+    assert not torch.equal(here, kept([3], name="other", features=64)[0])
     assert not torch.equal(here[0], here[1])
 
 
-def test_dropout_keeps_its_share_and_its_mean() -> None:
-    values = mask(list(range(64)), shape=(50, 100))
-    dropped = (values == 0).float()
+def test_dropout_keeps_its_share() -> None:
+    dropped = (~kept(list(range(64)), length=50, features=100)).float()
     # 320,000 draws: the standard error of a share of 0.3 is 0.0008
     assert dropped.mean() == pytest.approx(0.3, abs=0.004)
-    assert values.mean() == pytest.approx(1.0, abs=0.006)
     for dimension in range(3):
         others = [d for d in range(3) if d != dimension]
         share = dropped.mean(others)
@@ -128,17 +139,10 @@ def test_dropout_keeps_its_share_and_its_mean() -> None:
     assert neighbours.mean() == pytest.approx(0.09, abs=0.004)
 
 
-def test_dropout_without_keys_changes_nothing() -> None:
-    layer = RowDropout(0.3, Draws(seed=1), "layer")
-    x = torch.randn(2, 3, 4)
-    assert layer(x) is x
-
-
-def test_dropout_refuses_what_has_no_rows() -> None:
-    draws = Draws(seed=1)
-    draws.keys = draws.of(1, [1, 2], CPU)
-    with pytest.raises(ValueError, match="2 rows"):
-        RowDropout(0.3, draws, "layer")(torch.ones(12, 4))
+def test_a_layer_refuses_what_is_neither_stream_nor_grid() -> None:
+    stream = Stream(parts=((0, 2),), lengths=(5, 3), device=CPU)
+    with pytest.raises(ValueError, match=r"neither \(1, 8, features\) nor \(2, ..., features\)"):
+        stream.bounds((12, 4))
 
 
 # --- memory and places -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, TrainUnit, UnitEnded
 from tests import tiny_models
 from trial_worker.engine import Base, Pack, Rows
-from trial_worker.engine import unit as unit_module
+from trial_worker.engine import pack as pack_module
 from trial_worker.engine.state import _metadata
 from trial_worker.tasks import CausalLm, Classification
 
@@ -64,21 +64,22 @@ class Course:
         return [self.losses, said, adapter.kind, Path(adapter.path).read_bytes()]
 
 
-def attempt(pack: Pack, unit: TrainUnit, course: Course, advances: int | None) -> UnitEnded:
-    """Train a unit to its end, or drop it with its state after so many advances."""
+def attempt(pack: Pack, unit: TrainUnit, course: Course, advances: int | None, steps: int | None = None) -> UnitEnded:
+    """Train a unit to its end, or drop it with its state after so many advances, or steps of the optimizer."""
     pack.add(unit)
     while True:
         for event in pack.advance():
             if isinstance(event, Progress):
                 assert event.step not in course.losses  # no step is done twice
                 course.losses[event.step] = event.loss
+                steps = None if steps is None else steps - 1
             elif isinstance(event, EpochDone):
                 course.epochs.append(event)
             elif isinstance(event, UnitEnded):
                 course.ends.append(event)
                 return event
         course.advances += 1
-        if advances is not None and (advances := advances - 1) <= 0:
+        if steps == 0 or (advances is not None and (advances := advances - 1) <= 0):
             (end,) = pack.drop(unit.unit, "break", keep=True)
             assert isinstance(end, UnitEnded)
             course.ends.append(end)
@@ -103,7 +104,8 @@ def train(pack: Pack, unit: TrainUnit, breaks: Iterable[int] = ()) -> Course:
 def test_a_unit_broken_anywhere_ends_with_the_same_bits(packs: dict[str, Pack], tmp_path: Path) -> None:
     unit, pack = small(tmp_path, **KINDS["bert, mean"]), packs["bert, mean"]
     whole = train(pack, unit)
-    assert whole.advances == 2 * (3 + 2 + 1)  # steps, evaluation batches, and the epoch's end: breaks of every sort
+    # batches of 4, 4 and 1 rows and 3 rows of evaluation, two at once: breaks of every sort, inside batches too
+    assert whole.advances == 2 * (2 + 2 + 1 + 1) - 1
     for advances in range(1, whole.advances + 1):
         broken = train(pack, unit, [advances])
         assert (broken.numbers, len(broken.ends)) == (whole.numbers, 2), advances
@@ -114,10 +116,13 @@ def test_a_unit_broken_after_every_step_ends_with_the_same_bits(
     kind: str, packs: dict[str, Pack], tmp_path: Path
 ) -> None:
     unit, pack = small(tmp_path, **KINDS[kind]), packs[kind]
-    whole = train(pack, unit)
-    evaluation = whole.advances // 2 - 3
-    broken = train(pack, unit, [1, 1, 1, evaluation + 1, 1, 1])
-    assert [end.checkpoint.step for end in broken.ends if end.checkpoint] == [1, 2, 3, 4, 5, 6]
+    whole, broken = train(pack, unit), Course()
+    steps = []
+    while (end := attempt(pack, unit, broken, None, steps=1)).outcome == Outcome.DROPPED:
+        assert end.checkpoint is not None
+        steps.append(end.checkpoint.step)
+        unit = dataclasses.replace(unit, resume=end.checkpoint, lease_epoch=unit.lease_epoch + 1)
+    assert steps == [1, 2, 3, 4, 5, 6]
     assert broken.numbers == whole.numbers
 
 
@@ -151,26 +156,35 @@ def test_an_epochs_seconds_include_the_part_before_the_break(
     packs: dict[str, Pack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    advance = Pack.advance
 
-    def slow(pack: Pack) -> Any:
+    def later() -> float:
+        """Each go, from one look at the clock to the next, takes ten seconds."""
         nonlocal now
         now += 10
-        return advance(pack)
+        return now
 
-    monkeypatch.setattr(unit_module, "monotonic", lambda: now)
-    monkeypatch.setattr(Pack, "advance", slow)
+    monkeypatch.setattr(pack_module, "monotonic", later)
     unit, pack = dataclasses.replace(small(tmp_path), most_rows=None), packs["bert, first"]
 
     def seconds(*breaks: int) -> list[float]:
         return [epoch.seconds for epoch in train(pack, unit, breaks).epochs]
 
-    # three steps, a batch of evaluation and the end; an attempt's clock starts in its first advance
+    # three steps and a batch of evaluation, which comes in the advance of the third step
     assert seconds() == [40, 40]
-    assert seconds(2) == [30, 40]
-    assert seconds(2, 1) == [20, 40]
-    assert seconds(4) == [40, 40]  # the evaluation that is done again counts twice
-    assert seconds(5) == [40, 40]  # between two epochs nothing is carried over
+    assert seconds(1) == [40, 40]
+    assert seconds(2, 1) == [40, 40]
+    assert seconds(3) == [40, 40]  # between two epochs nothing is carried over
+
+
+def test_an_evaluation_that_is_done_again_counts_twice(
+    packs: dict[str, Pack], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(0, 100000, 10))
+    monkeypatch.setattr(pack_module, "monotonic", lambda: next(now))
+    # five goes of training; the first of two of evaluation comes in the advance of the fifth
+    whole, broken = (train(packs["bert, first"], small(tmp_path), breaks) for breaks in ([], [5]))
+    assert [epoch.seconds for epoch in whole.epochs] == [70, 70]
+    assert [epoch.seconds for epoch in broken.epochs] == [80, 70]
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -189,16 +203,16 @@ def test_a_file_after_every_epoch_is_named_and_described(packs: dict[str, Pack],
         assert checkpoint.bytes == len(content)
         assert checkpoint.sha256 == hashlib.sha256(content).hexdigest()
         parts = {tensor.partition("/")[0] for tensor in load(content)}
-        assert parts == ({"weight"} if checkpoint.kind == "adapter" else {"weight", "exp_avg", "exp_avg_sq", "step"})
+        assert parts == ({"weight"} if checkpoint.kind == "adapter" else {"weight", "exp_avg", "exp_avg_sq"})
         header = json.loads(_metadata(content)["foldtune"])
         assert set(header["versions"]) == {"torch", "transformers", "peft"}
-        assert (header["format"], header["kind"], header["seconds"]) == (1, checkpoint.kind, 0.0)
+        assert (header["format"], header["kind"], header["seconds"]) == (2, checkpoint.kind, 0.0)
 
 
 def test_without_a_scratch_folder_nothing_is_written(packs: dict[str, Pack], tmp_path: Path) -> None:
     course = Course()
     unit = dataclasses.replace(small(tmp_path), scratch=None)
-    end = attempt(packs["bert, first"], unit, course, 10)
+    end = attempt(packs["bert, first"], unit, course, None, steps=5)
     assert ([epoch.checkpoint for epoch in course.epochs], end.checkpoint) == ([None], None)
     assert list(tmp_path.iterdir()) == []
 
@@ -266,7 +280,7 @@ def of_shape(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Calla
 
 
 FORGERIES: Mapping[str, tuple[Callable[[Tensors, dict[str, Any]], Any], str]] = {
-    "another format": (lambda _, h: h.update(format=2), "format must be 1, got 2"),
+    "another format": (lambda _, h: h.update(format=1), "format must be 2, got 1"),
     "another unit": (lambda _, h: h.update(unit="0" * 64), "another unit"),
     "no unit": (lambda _, h: h.pop("unit"), "another unit"),
     "no step": (lambda _, h: h.pop("step"), "does not say where"),
@@ -280,14 +294,13 @@ FORGERIES: Mapping[str, tuple[Callable[[Tensors, dict[str, Any]], Any], str]] = 
     "a weight that would be broadcast": (of_shape("weight", lambda t: t[:1]), "must be"),
     "a moment of another shape": (of_shape("exp_avg", lambda t: t.T), "must be"),
     "a moment of another type": (of_shape("exp_avg_sq", lambda t: t.double()), "torch.float64"),
-    "a step for each row": (of_shape("step", lambda t: t.repeat(3)), "must be () torch.float32"),
 }
 
 
 @pytest.fixture
 def checkpoint(packs: dict[str, Pack], tmp_path: Path) -> Checkpoint:
     """After two of the first epoch's three steps."""
-    found = attempt(packs["bert, first"], small(tmp_path), Course(), 2).checkpoint
+    found = attempt(packs["bert, first"], small(tmp_path), Course(), None, steps=2).checkpoint
     assert found is not None
     assert (found.kind, found.epoch, found.step) == ("resume", 0, 2)
     return found

@@ -162,7 +162,7 @@ def test_padding_is_masked_though_the_pad_token_is_also_learnt() -> None:
 def test_scores_sum_nats_by_row() -> None:
     items = CausalLm().encode([{"text": "bread"}, {"text": "a feeling"}], BYTES)
     batch = collate(items, 0, CPU)
-    found = score(torch.zeros(len(batch.targets), 400), batch, keep_logits=False)
+    found = score(torch.zeros(len(batch.targets), 400), batch)
     assert found.counts.tolist() == [item.weight for item in items]
     np.testing.assert_allclose(found.nats, found.counts * math.log(400), rtol=1e-6)
     assert found.logits is None
@@ -182,4 +182,4 @@ def test_an_unknown_task_is_refused() -> None:
 
 def _scores(items: list[Item], logits: np.ndarray) -> Scores:
     batch = collate(items, 0, CPU)
-    return score(torch.from_numpy(logits), batch, keep_logits=True)
+    return score(torch.from_numpy(logits), batch)

@@ -1,47 +1,72 @@
-"""A unit against the same unit written plainly: PEFT, torch's AdamW, transformers' schedule, padded batches."""
+"""A unit in company against the same unit written plainly: PEFT, torch AdamW, transformers schedule, padded batches."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import get_scheduler
 
-from orchestrator.contract import TrainUnit
+from orchestrator.contract import EpochDone, Outcome, Progress, TrainUnit, UnitEnded
 from tests import tiny_models
 from trial_worker.engine import Base, Pack, Rows
-from trial_worker.engine import unit as unit_module
-from trial_worker.engine.adapter import Network, attached
 from trial_worker.engine.batches import effective_batches, epoch_order
 from trial_worker.tasks import CausalLm, Classification
 
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 2e-2,
+    "learning_rate": 5e-3,
     "batch_size": 7,  # 18 training rows: the last step of an epoch has 4
-    "epochs": 4,
+    "epochs": 17,  # 51 steps
     "lora_alpha": "3r",
     "weight_decay": 0.1,
     "warmup_ratio": 0.2,
     "lr_schedule": "cosine",
     "max_grad_norm": 0.3,
 }
-CAUSAL_ROWS = [
-    {"prompt": tiny_models.CORPUS[i % 6][: 4 + i % 11], "completion": tiny_models.CORPUS[(i + 1) % 6][: 9 + i % 17]}
-    for i in range(24)
-]
 CASES = {
     "bert": (tiny_models.save_bert, False),
     "roberta": (tiny_models.save_roberta, False),
     "gpt2-classifier": (tiny_models.save_gpt2, False),
+    "t5-classifier": (tiny_models.save_t5, False),
     "gpt2": (tiny_models.save_gpt2, True),
     "llama": (tiny_models.save_llama, True),
 }
+STREAMS = {"bert": True, "roberta": True, "gpt2-classifier": True, "t5-classifier": False, "gpt2": True, "llama": True}
+
+
+def company(count: int = 3, **settings: Any) -> list[TrainUnit]:
+    """Units unlike the one that is looked at, which end and are replaced while it trains."""
+    shapes = [(1, 3, 2), (16, 20, 5), (8, 1, 3)]
+    return [
+        tiny_models.unit(number=100 + i, seed=i, lora_rank=r, batch_size=b, epochs=e, learning_rate=1e-2, **settings)
+        for i, (r, b, e) in enumerate((shapes * count)[:count])
+    ]
+
+
+def train(pack: Pack, unit: TrainUnit, others: Sequence[TrainUnit] = ()) -> tuple[list[float], list[EpochDone]]:
+    """Losses of every step and the epochs of a unit; its slot is the second one if it has company."""
+    queue = [*others[:1], unit, *others[1:]]
+    losses, epochs = [], []
+    while True:
+        while queue and pack.free:
+            pack.add(queue.pop(0))
+        for event in pack.advance():
+            if event.unit != unit.unit:
+                assert not isinstance(event, UnitEnded) or event.outcome == Outcome.DONE, event
+            elif isinstance(event, Progress):
+                losses.append(event.loss)
+            elif isinstance(event, EpochDone):
+                epochs.append(event)
+            else:
+                assert event.outcome == Outcome.DONE, event
+                return losses, epochs
 
 
 def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -57,13 +82,14 @@ def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[
                 r=settings.lora_rank,
                 lora_alpha=3 * settings.lora_rank,
                 target_modules="all-linear",
+                modules_to_save=list(base.heads) or None,
             ),
         )
     model.eval()  # no dropout
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert trained.keys() == start.keys()
     for name, p in trained.items():
-        p.data.copy_(start[name])
+        p.data = start[name].clone()
     adamw = torch.optim.AdamW(
         [
             {"params": [p for n, p in trained.items() if "bias" not in n], "weight_decay": settings.weight_decay},
@@ -86,13 +112,12 @@ def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[
                 mask[place, : item.length] = 1
                 if item.positions is not None:
                     labels[place, item.positions + 1] = item.targets
+            logits = model(input_ids=ids, attention_mask=mask).logits
             if causal:
                 # transformers' own causal loss rounds logits to float32 whatever the model computes in
-                logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+                loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
             else:
-                targets = torch.tensor([int(items[row].targets) for row in rows])
-                loss = model(input_ids=ids, attention_mask=mask, labels=targets).loss
+                loss = torch.nn.functional.cross_entropy(logits, torch.tensor([int(items[r].targets) for r in rows]))
             adamw.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm)
@@ -102,52 +127,53 @@ def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[
     return losses, {name: p.detach().clone() for name, p in trained.items()}
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in company"])
 @pytest.mark.parametrize(("case", "double"), [*((case, True) for case in CASES), ("bert", False), ("gpt2", False)])
-def test_losses_and_adapter_equal_the_textbook_loop(
-    case: str, double: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_and_adapter_equal_the_textbook_loop(case: str, double: bool, alone: bool, tmp_path: Path) -> None:
     save, causal = CASES[case]
-    unit = tiny_models.unit(**SETTINGS)
-    pack = _pack(save, causal, tmp_path, double)
-    start, end = _watch(monkeypatch)
-    pack.add(unit)
-    losses = []
-    while pack.free < pack.slots:
-        losses += [event.loss for event in pack.advance() if hasattr(event, "loss")]
-    expected, adapter = plain(pack, unit, start)
-    tolerance = 1e-9 if double else 1e-4
-    assert losses == pytest.approx(expected, rel=tolerance)
+    unit = dataclasses.replace(tiny_models.unit(**SETTINGS), scratch=str(tmp_path))
+    pack = pack_of(save, causal, tmp_path, double=double, slots=1 if alone else 3)
+    assert pack.base.streams == STREAMS[case]
+    start = fresh(pack, unit)
+    losses, epochs = train(pack, unit, () if alone else company(8))
+    expected, adapter = plain(pack_of(save, causal, tmp_path, double=double, streams=False), unit, start)
+    assert len(losses) == 51
+    assert losses == pytest.approx(expected, rel=1e-9 if double else 1e-4)
+    assert epochs[-1].checkpoint is not None
+    end = load_file(epochs[-1].checkpoint.path)
     for name, value in adapter.items():
         scale = float(value.abs().max())
-        torch.testing.assert_close(end[name], value, rtol=0, atol=(1e-8 if double else 1e-3) * scale, msg=name)
+        torch.testing.assert_close(
+            end[f"weight/{name}"], value, rtol=0, atol=(1e-8 if double else 1e-3) * scale, msg=name
+        )
 
 
-def _pack(save: Callable[[Path], Path], causal: bool, folder: Path, double: bool) -> Pack:
-    base = Base.load(tiny_models.pin(save(folder / "model")), "causal" if causal else "sequence", 3)
+def pack_of(
+    save: Callable[[Path], Path],
+    causal: bool,
+    folder: Path,
+    *,
+    double: bool = False,
+    slots: int = 1,
+    streams: bool = True,
+) -> Pack:
+    place = folder / "model"
+    if not place.exists():
+        save(place)
+    family, labels = ("causal", 0) if causal else ("sequence", 3)
+    base = Base.load(tiny_models.pin(place), family, labels, streams=streams)
     if double:
         base.model.double()
+    rows = tiny_models.causal_rows() if causal else tiny_models.classification_rows()
     task = CausalLm() if causal else Classification(tiny_models.LABELS)
-    return Pack(base, Rows(task, CAUSAL_ROWS if causal else tiny_models.classification_rows(), base.tokenizer))
+    return Pack(base, Rows(task, rows, base.tokenizer), slots=slots)
 
 
-def _watch(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The adapter's fresh weights, and the ones it ended with."""
-    start: dict[str, torch.Tensor] = {}
-    end: dict[str, torch.Tensor] = {}
-
-    @contextlib.contextmanager
-    def watched(*arguments: Any) -> Any:
-        with attached(*arguments) as network:
-            network = _same_precision(network, arguments[0])
-            start.update({name: p.detach().clone() for name, p in network.parameters.items()})
-            yield network
-            end.update({name: p.detach().clone() for name, p in network.parameters.items()})
-
-    monkeypatch.setattr(unit_module, "attached", watched)
-    return start, end
-
-
-def _same_precision(network: Network, base: Base) -> Network:
-    for p in network.parameters.values():
-        p.data = p.data.to(base.model.dtype)
-    return network
+def fresh(pack: Pack, unit: TrainUnit) -> dict[str, torch.Tensor]:
+    """The weights that a unit begins with."""
+    pack.add(unit)
+    pack._admit()
+    assert pack._network is not None
+    start = {name: tensor.clone() for name, tensor in pack._network.memory.named(0).items()}
+    pack.drop(unit.unit, "only to look")
+    return start

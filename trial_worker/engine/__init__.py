@@ -1,18 +1,21 @@
-"""Training on one frozen base: units in, epoch results out. No Optuna, no database, no command line.
+"""Training on one frozen base: units in, epoch results and adapters out. No Optuna, no database, no command line.
 
     base = Base.load(pin, family="sequence", labels=10)       # a model, once per process
     rows = Rows(task_named("classification", labels), read_snapshot(path), base.tokenizer)
-    pack = Pack(base, rows)
-    pack.add(unit)                                            # a contract.TrainUnit
-    while pack.free < pack.slots:
+    pack = Pack(base, rows, slots=4)
+    while units or pack.free < pack.slots:
+        while units and pack.free > 0:
+            pack.add(units.pop())                             # contract.TrainUnit
         for event in pack.advance():                          # Progress, EpochDone, UnitEnded
             ...
 
+With `TrainUnit.scratch` an `EpochDone` names a file of that epoch's weights: see `state`.
+
 `prepare`, `versions` and `open_study` are the engine to `trial_worker.trainer`, which knows no torch.
 
-A unit's numbers are a function of its settings, rows and seed: not of what trained before it, nor of how many rows
-are computed at once (beyond rounding). On one CPU type they repeat bit for bit, broken off
-and gone on with (see `state`) as well.
+A unit's numbers are a function of its settings, rows and seed: not of what trained before it or beside it, nor of how
+many rows are computed at once (beyond rounding). Alone in its pack, on one CPU type, they repeat bit for bit, broken
+off and gone on with (see `state`) as well.
 """
 
 from trial_worker.engine.base import Base

@@ -18,6 +18,8 @@ from transformers import (
 
 from orchestrator.contract import ModelPin
 from trial_worker.engine.errors import UnusableModel
+from trial_worker.engine.heads import has_plain_head
+from trial_worker.engine.window import open_window
 
 _FAMILIES: dict[str, Any] = {
     "sequence": AutoModelForSequenceClassification,
@@ -29,6 +31,8 @@ _FAMILIES: dict[str, Any] = {
 class Base:
     """A frozen model in evaluation mode; nothing in it requires a gradient.
 
+    streams: whether its layers take rows without padding, see `window`.
+    plain_head: whether a language model's logits are its linear head's of the last states, and nothing else.
     heads: names of the modules that every unit trains from a fresh start, because the checkpoint has no weights
         for them, or weights for other classes; empty for a language model.
     limit: tokens that the model's positions reach.
@@ -40,12 +44,17 @@ class Base:
     pin: ModelPin
     heads: tuple[str, ...]
     limit: int
+    streams: bool
+    plain_head: bool
 
     @classmethod
-    def load(cls, pin: ModelPin, family: str, labels: int, device: torch.device | str = "cpu") -> Base:
+    def load(
+        cls, pin: ModelPin, family: str, labels: int, device: torch.device | str = "cpu", *, streams: bool = True
+    ) -> Base:
         """Load what the pin names: safetensors only, no code from the model's repository, float32.
 
         family: "sequence" (a classifier over `labels` classes) or "causal" (a language model).
+        streams: compute rows without padding where the model allows it.
 
         Raises:
             UnusableModel: no such model, no safetensors weights, weights missing, or not of this family.
@@ -63,15 +72,17 @@ class Base:
             output_loading_info=True,
             **options,
         )
-        if model.config.is_encoder_decoder:
-            raise UnusableModel(f"{pin.path}: encoder-decoder models are not supported, use an encoder or decoder")
+        if model.config.is_encoder_decoder and family == "causal":
+            raise UnusableModel(f"{pin.path}: {type(model).__name__} is an encoder-decoder, no causal language model")
         _settle_padding(model, tokenizer)
         heads = _heads(model, family, {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}, pin)
         model.config.use_cache = False
         model.to(device).eval().requires_grad_(False)
         if family == "causal":
             _refuse_unless_causal(model, pin)
-        return cls(model, tokenizer, torch.device(device), pin, heads, _limit(model, tokenizer))
+        streams = streams and open_window(model) is not None
+        plain = family == "causal" and has_plain_head(model)
+        return cls(model, tokenizer, torch.device(device), pin, heads, _limit(model, tokenizer), streams, plain)
 
 
 def locate(pin: ModelPin) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _M1 = -0x40A7B892E31B1A47  # splitmix64's multipliers as signed 64-bit numbers
 _M2 = -0x6B2FB644ECCEEE15
@@ -33,47 +33,24 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
-class Draws:
-    """What the dropout layers of one unit share: the keys of the rows now being computed.
+def row_keys(seed: int, step: int, rows: Sequence[int]) -> Tensor:
+    """(rows,) int64: what the masks of these rows (snapshot row numbers) at this step of a unit are drawn from."""
+    start = mix(torch.tensor(seed, dtype=torch.int64)) + step
+    return mix(mix(start) ^ torch.tensor(rows, dtype=torch.int64))
 
-    keys: (rows,) int64; None switches dropout off.
+
+def salt(name: str) -> int:
+    """A layer's own number, so that no two layers share a mask."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+def mask(keys: Tensor, positions: Tensor, layer: int, features: int, rate: float) -> Tensor:
+    """(vectors, features) bool, what dropout keeps; one is dropped with probability `rate`.
+
+    keys: (vectors,) int64, of each vector's row. positions: (vectors,) int64, its place there. layer: its `salt`.
     """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.keys: Tensor | None = None
-
-    def of(self, step: int, rows: Sequence[int], device: torch.device) -> Tensor:
-        """Keys of these rows (snapshot row numbers) at this step of the unit."""
-        start = mix(torch.tensor(self.seed, dtype=torch.int64)) + step
-        return mix(mix(start) ^ torch.tensor(rows, dtype=torch.int64)).to(device)
-
-
-class RowDropout(nn.Module):
-    """Dropout with rate `p` on (rows, features) or (rows, tokens, features); the identity while keys are None.
-
-    name: the layer's place in the model, so that no two layers share a mask.
-
-    Raises:
-        ValueError: the first dimension of an input is not the batch's rows.
-    """
-
-    def __init__(self, p: float, draws: Draws, name: str) -> None:
-        super().__init__()
-        self.p = p
-        self.draws = draws
-        self.salt = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        keys = self.draws.keys
-        if keys is None or self.p == 0:
-            return x
-        if x.dim() not in (2, 3) or len(x) != len(keys):
-            raise ValueError(f"dropout needs (rows, ..., features) with {len(keys)} rows, got {tuple(x.shape)}")
-        tokens = torch.arange(x.shape[1] if x.dim() == 3 else 1, device=x.device)
-        features = mix(torch.arange(1, x.shape[-1] + 1, device=x.device))
-        places = mix(mix(keys ^ self.salt)[:, None] + tokens)
-        bits = (places[..., None] ^ features) * _M1
-        bits = ((bits ^ _shifted(bits, 32)) * _M2) >> 40  # 24 signed bits
-        keep = (bits >= round(self.p * 2**24) - 2**23).view(x.shape)
-        return x * keep / (1 - self.p)
+    columns = mix(torch.arange(1, features + 1, device=keys.device))
+    places = mix(mix(keys ^ layer) + positions)
+    bits = (places[:, None] ^ columns) * _M1
+    bits = ((bits ^ _shifted(bits, 32)) * _M2) >> 40  # 24 signed bits
+    return bits >= round(rate * 2**24) - 2**23

@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from trial_worker.tasks.interface import Batch
+from trial_worker.engine.stream import current
+from trial_worker.engine.token_loss import head_loss
+from trial_worker.tasks.interface import Answers, Batch, answers
 
 
 class Reader(Protocol):
-    """Computes logits (targets, outputs) of a batch on the model to which a unit's adapter is attached."""
+    """What the model in which the slots' adapters are says of a batch's targets."""
 
-    def __call__(self, batch: Batch) -> Tensor: ...
+    def __call__(self, batch: Batch) -> Answers: ...
+
+
+class SlotHead(nn.Module):
+    """A trained module of which each slot has its own weights; takes the module's place while units train.
+
+    weights: slot -> the module's parameters by their own names. Inputs and output have rows first.
+    """
+
+    def __init__(self, template: nn.Module, weights: Mapping[int, Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.template = template
+        self.weights = weights
+
+    def forward(self, *inputs: Any) -> Tensor:
+        stream = current()
+        if stream is None:
+            plain: Tensor = self.template(*inputs)
+            return plain
+        outputs: list[Tensor] = []
+        for bound in stream.row_bounds:
+            mine = tuple(x[bound.start : bound.end] if isinstance(x, Tensor) else x for x in inputs)
+            outputs.append(functional_call(self.template, dict(self.weights[bound.slot]), mine))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def read_family(model: PreTrainedModel) -> Reader:
     """`pooling: first`: the SequenceClassification class as its authors wrote it."""
 
-    def logits(batch: Batch) -> Tensor:
-        out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        return out
+    def read(batch: Batch) -> Answers:
+        return answers(model(input_ids=batch.ids, attention_mask=batch.mask).logits, batch)
 
-    return logits
+    return read
 
 
 class MeanHead(nn.Module):
@@ -58,23 +83,34 @@ class MeanHead(nn.Module):
         return out
 
 
-def read_mean(encoder: PreTrainedModel, head: MeanHead) -> Reader:
+def read_mean(encoder: PreTrainedModel, head: nn.Module) -> Reader:
     """Mean pooling over the encoder's last states."""
 
-    def logits(batch: Batch) -> Tensor:
+    def read(batch: Batch) -> Answers:
         states = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        out: Tensor = head(states, batch.mask)
-        return out
+        return answers(head(states, batch.mask), batch)
 
-    return logits
+    return read
+
+
+def read_tokens(model: PreTrainedModel) -> Reader:
+    """A language model with a plain linear head: losses of the supervised tokens, a few at a time."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+
+    def read(batch: Batch) -> Answers:
+        assert batch.positions is not None
+        states: Tensor = model.base_model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        chosen = states.flatten(0, 1).index_select(0, batch.positions)
+        return Answers(*head_loss(chosen, head.weight, head.bias, batch.targets))
+
+    return read
 
 
 @contextmanager
-def reading_tokens(model: PreTrainedModel) -> Iterator[Reader]:
-    """A language model whose head computes logits at supervised positions only.
+def reading_logits(model: PreTrainedModel) -> Iterator[Reader]:
+    """A language model that does more to its states or logits than a linear head (scaling, soft caps, LoRA on it).
 
-    The states are picked by a hook before the head, so that whatever the family does to its logits afterwards
-    (scaling, soft caps) still happens.
+    The states of supervised tokens are picked by a hook before the head, and the family's own code does the rest.
     """
     chosen: list[Tensor] = []
 
@@ -82,18 +118,31 @@ def reading_tokens(model: PreTrainedModel) -> Iterator[Reader]:
         states = arguments[0]  # (rows, tokens, hidden)
         return (states.flatten(0, 1).index_select(0, chosen[-1]).unsqueeze(0), *arguments[1:])
 
-    def logits(batch: Batch) -> Tensor:
+    def read(batch: Batch) -> Answers:
         assert batch.positions is not None
         chosen[:] = [batch.positions]
         out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        return out.squeeze(0)  # (supervised tokens, vocabulary)
+        said = answers(out.squeeze(0), batch)
+        return Answers(said.nats, said.hits)
 
     head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(pick)
     try:
-        yield logits
+        yield read
     finally:
         hook.remove()
+
+
+@torch.inference_mode()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether a language model's logits are its head's of the last states, and nothing else."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if type(head) is not nn.Linear:
+        return False
+    ids = torch.arange(5, device=model.device).unsqueeze(0)
+    logits = model(input_ids=ids).logits
+    own = head(model.base_model(input_ids=ids).last_hidden_state)
+    return logits.shape == own.shape and torch.allclose(logits, own, rtol=1e-5, atol=1e-5 * float(own.abs().max()))
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -1,34 +1,61 @@
-"""AdamW as Hugging Face's Trainer sets it up, and the course of the learning rate."""
+"""AdamW as Hugging Face's Trainer sets it up, for one slot of a pack, and the course of the learning rate."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch.optim.adamw import adamw
 
 from orchestrator.contract import Settings
+from trial_worker.engine.memory import Memory
 
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
-def build(parameters: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.999) and eps 1e-8; biases and norms are not decayed."""
-    decayed = [p for name, p in parameters.items() if not _NO_DECAY.search(name.lower())]
-    plain = [p for name, p in parameters.items() if _NO_DECAY.search(name.lower())]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        fused=True,
-    )
+def decays(name: str) -> bool:
+    """Whether weight decay applies to a parameter: not to biases and norms."""
+    return not _NO_DECAY.search(name.lower())
+
+
+def step(memory: Memory, slot: int, settings: Settings, learning_rate: float) -> None:
+    """One step of AdamW (betas 0.9 and 0.999, eps 1e-8) on a slot's weights; its gradients are zero afterwards."""
+    border = memory.layout.decayed
+    count = memory.steps[slot]
+    before = count.clone()
+    for part, decay in ((slice(None, border), settings.weight_decay), (slice(border, None), 0.0)):
+        if memory.weights[slot, part].numel() == 0:
+            continue
+        count.copy_(before)  # each part counts the step
+        adamw(
+            [memory.weights[slot, part]],
+            [memory.gradients[slot, part]],
+            [memory.mean[slot, part]],
+            [memory.square[slot, part]],
+            [],
+            [count],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate,
+            weight_decay=decay,
+            eps=1e-8,
+            maximize=False,
+        )
+    memory.gradients[slot].zero_()
+
+
+def clip(memory: Memory, slot: int, norm: float, limit: float) -> None:
+    """Scale a slot's gradients down so that their norm is at most `limit`; 0 leaves them."""
+    if limit > 0 and (factor := limit / (norm + 1e-6)) < 1:  # torch's epsilon
+        memory.gradients[slot].mul_(factor)
+
+
+def gradient_norms(memory: Memory, slots: list[int]) -> list[float]:
+    """Euclidean norm of each slot's gradients; one wait for the device."""
+    return torch.stack([torch.linalg.vector_norm(memory.gradients[slot]) for slot in slots]).tolist()
 
 
 def schedule_factor(schedule: str, step: int, steps: int, warmup_ratio: float) -> float:
@@ -48,15 +75,3 @@ def schedule_factor(schedule: str, step: int, steps: int, warmup_ratio: float) -
     if schedule == "cosine":
         return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
     raise ValueError(f"lr_schedule must be constant, linear or cosine, got {schedule!r}")
-
-
-def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> torch.Tensor:
-    """Euclidean norm over all gradients; 0-dimensional."""
-    gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
-
-
-def clip(parameters: Mapping[str, nn.Parameter], norm: torch.Tensor, limit: float) -> None:
-    """Scale gradients down so that their norm is at most `limit`; 0 leaves them."""
-    if limit > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters.values(), limit, norm)

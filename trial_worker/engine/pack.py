@@ -1,52 +1,56 @@
-"""Units that train on one frozen base: added, advanced step by step, told about as events."""
+"""Units that train together on one frozen base: added, advanced step by step, told about as events."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from time import monotonic
 
 import torch
 
 from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
+from trial_worker.engine import optimizer
 from trial_worker.engine.base import Base
+from trial_worker.engine.capacity import Capacity, Group
 from trial_worker.engine.errors import UnitStopped, is_out_of_memory, leaves_no_device
-from trial_worker.engine.memory import MicroSteps
-from trial_worker.engine.unit import Clock, Event, Work
+from trial_worker.engine.micro_step import MicroStep, lay_out
+from trial_worker.engine.network import Network
+from trial_worker.engine.slot import Slot
+from trial_worker.engine.stream import computing
+from trial_worker.engine.survey import Kind
 from trial_worker.tasks import task_named
+from trial_worker.tasks.interface import score
 from trial_worker.tasks.rows import Rows, read_snapshot
 
 PackEvent = Progress | EpochDone | UnitEnded
-
-
-@dataclass
-class _Slot:
-    unit: TrainUnit
-    work: Work
-    run: Generator[Event | None, None, None]
+SLOTS = {"cpu": 1, "cuda": 32}
 
 
 class Pack:
-    """Slots on one base. Today one slot: a further unit is refused until the first has ended.
+    """Slots on one base.
 
-    Not for several threads; every method returns within one step, or one evaluation batch.
+    Not for several threads; every method returns within one step, or one evaluation batch. The base is changed only
+    while a unit is in a slot.
     """
 
-    slots = 1
-
-    def __init__(self, base: Base, rows: Rows) -> None:
+    def __init__(self, base: Base, rows: Rows, slots: int | None = None) -> None:
         self.base = base
         self.rows = rows
-        # a classifier's logits are few; a language model's decide how many tokens fit
-        vocabulary = 0 if rows.task.labels else int(base.model.config.get_text_config().vocab_size)
-        self.micro = MicroSteps(base.device, vocabulary)
+        self.slots = slots or SLOTS.get(base.device.type, 1)
+        # where a language model's logits are all there at once, they decide how many tokens fit
+        whole = not rows.task.labels and not base.plain_head
+        vocabulary = int(base.model.config.get_text_config().vocab_size) if whole else 0
+        self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._pace: float | None = None
-        self._slot: _Slot | None = None
+        self._new: list[TrainUnit] = []
+        self._slots: dict[int, Slot] = {}  # by their place
+        self._networks: dict[Kind, Network] = {}
+        self._network: Network | None = None  # in the model now
 
     @property
     def free(self) -> int:
         """Slots without a unit."""
-        return self.slots - (self._slot is not None)
+        return self.slots - len(self._slots) - len(self._new)
 
     def add(self, unit: TrainUnit) -> None:
         """Give a free slot this unit; nothing is computed yet.
@@ -54,64 +58,232 @@ class Pack:
         Raises:
             RuntimeError: no slot is free.
         """
-        if self._slot is not None:
-            raise RuntimeError(f"no free slot: unit {self._slot.unit.unit} is training")
-        work = Work(self.base, self.rows, unit, self.micro.capped(unit.most_rows), Clock(self._pace))
-        self._slot = _Slot(unit, work, work.run())
+        if self.free <= 0:
+            raise RuntimeError(f"no free slot: {self.slots} units are training")
+        self._new.append(unit)
 
     def advance(self) -> list[PackEvent]:
-        """Do one step, or one evaluation batch, of every unit; what there is to tell of it.
+        """Do one micro-step, and one evaluation batch, of the units in the slots; what there is to tell of it.
 
-        A unit that raises ends as an event with the evidence; the pack is clean and goes on.
+        A unit that raises ends as an event with the evidence; the others go on as if it had never been there.
         """
-        if self._slot is None:
-            return []
-        slot = self._slot
-        try:
-            event = next(slot.run)
-        except StopIteration:
-            return [self._end(Outcome.DONE)]
-        except UnitStopped as stop:
-            return [self._end(stop.outcome, str(stop))]
-        except Exception as error:
-            if leaves_no_device(error):
-                raise  # the process ends; its supervisor finds out whose fault it was
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            if is_out_of_memory(error):
-                return [self._end(Outcome.INFEASIBLE, reason, traceback.format_exc())]
-            return [self._end(Outcome.FAILED, reason, traceback.format_exc())]
-        return [] if event is None else [event]
+        events = self._admit()
+        for slot in [slot for slot in self._slots.values() if slot.between_epochs]:
+            events += self._next_epoch(slot)
+        if training := [slot for slot in self._slots.values() if not slot.evaluating]:
+            events += self._attempt(training, self._train)
+        if evaluating := [slot for slot in self._slots.values() if slot.evaluating]:
+            events += self._attempt(evaluating, self._evaluate)
+        return events
 
     def drop(self, unit: int, reason: str, keep: bool = False) -> list[PackEvent]:
         """Stop a unit where it is; nothing happens if it is in no slot.
 
-        keep: write a checkpoint first, see `Work.checkpoint`.
+        keep: write a checkpoint first, see `Slot.checkpoint`.
         """
-        if self._slot is None or self._slot.unit.unit != unit:
-            return []
-        checkpoint = self._slot.work.checkpoint() if keep else None
-        return [self._end(Outcome.DROPPED, reason, checkpoint=checkpoint)]
+        for new in [new for new in self._new if new.unit == unit]:
+            self._new.remove(new)
+            return [_ended(new, Outcome.DROPPED, reason, checkpoint=new.resume if keep else None)]
+        for slot in [slot for slot in self._slots.values() if slot.unit.unit == unit]:
+            checkpoint = slot.checkpoint() if keep else None
+            return [self._end(slot, Outcome.DROPPED, reason, checkpoint=checkpoint)]
+        return []
 
     def limit(self, unit: int, seconds_left: float) -> None:
         """A unit may take this many device seconds beyond its reported epochs; nothing happens if it is in no slot."""
-        if self._slot is not None and self._slot.unit.unit == unit:
-            self._slot.work.clock.limit(seconds_left)
+        for slot in self._slots.values():
+            if slot.unit.unit == unit:
+                slot.clock.limit(seconds_left)
 
-    def _end(
-        self, outcome: Outcome, reason: str = "", evidence: str = "", checkpoint: Checkpoint | None = None
-    ) -> UnitEnded:
-        assert self._slot is not None
-        slot, self._slot = self._slot, None
-        slot.run.close()  # detaches the adapter
-        self._pace = slot.work.clock.pace
-        return UnitEnded(
-            unit=slot.unit.unit,
-            lease_epoch=slot.unit.lease_epoch,
-            outcome=outcome,
-            reason=reason,
-            evidence=evidence,
-            checkpoint=checkpoint,
-        )
+    # --- units come and go --------------------------------------------------------------------------------------
+
+    def _admit(self) -> list[PackEvent]:
+        """Give new units their slots; one of another kind waits until the pack is empty, and others behind it."""
+        events: list[PackEvent] = []
+        while self._new:
+            unit = self._new[0]
+            kind = Kind.of(self.base, unit.settings, len(self.rows.task.labels))
+            if self._slots and self._network is not self._networks.get(kind):
+                break
+            self._new.pop(0)
+            events += self._begin(unit, kind)
+        return events
+
+    def _begin(self, unit: TrainUnit, kind: Kind) -> list[PackEvent]:
+        try:
+            if kind not in self._networks:
+                self._networks[kind] = Network(self.base, kind, self.slots)
+            network = self._network = self._networks[kind]
+            place = min(set(range(self.slots)) - self._slots.keys())
+            slot = Slot(place, unit, self.base, self.rows, network)
+            if slot.finished:
+                return [_ended(unit, Outcome.DONE)]
+            network.install()
+            self._slots[place] = slot
+        except Exception as error:
+            return [_failed(unit, error)]
+        return []
+
+    def _next_epoch(self, slot: Slot) -> list[PackEvent]:
+        try:
+            slot.begin_epoch(self._pace)
+        except UnitStopped as stop:
+            return [self._end(slot, stop.outcome, str(stop))]
+        return []
+
+    def _end(self, slot: Slot, outcome: Outcome, reason: str = "", checkpoint: Checkpoint | None = None) -> UnitEnded:
+        self._vacate(slot)
+        return _ended(slot.unit, outcome, reason, checkpoint=checkpoint)
+
+    def _vacate(self, slot: Slot) -> None:
+        assert self._network is not None
+        del self._slots[slot.place]
+        self._network.close(slot.place)
+        if not self._slots:
+            self._network.remove()
+
+    # --- what is computed ---------------------------------------------------------------------------------------
+
+    def _attempt(self, slots: Sequence[Slot], compute: Callable[[Sequence[Slot]], list[PackEvent]]) -> list[PackEvent]:
+        """Compute for these slots; where that raises, for each alone, to see whose fault it is."""
+        try:
+            return compute(slots)
+        except Exception as error:
+            if leaves_no_device(error):
+                raise  # the process ends; its supervisor finds out whose fault it was
+            for slot in slots:
+                slot.restart_batch()
+            if len(slots) == 1:
+                self._vacate(slots[0])
+                return [_failed(slots[0].unit, error)]
+        return [event for slot in slots for event in self._attempt([slot], compute)]
+
+    def _train(self, slots: Sequence[Slot]) -> list[PackEvent]:
+        """A micro-step; an optimizer step of every slot whose effective batch is complete."""
+        began = monotonic()
+        computed = self._fitting(slots, self._gradients)
+        if isinstance(computed, list):
+            return computed
+        events: list[PackEvent] = []
+        complete = [slot for slot in slots if not slot.waiting]
+        assert self._network is not None
+        norms = optimizer.gradient_norms(self._network.memory, [slot.place for slot in complete]) if complete else []
+        for slot, norm in zip(complete, norms, strict=True):
+            try:
+                events.append(slot.step(norm))
+            except UnitStopped as stop:
+                events.append(self._end(slot, stop.outcome, str(stop)))
+        self._spend(computed, monotonic() - began)
+        return events
+
+    def _evaluate(self, slots: Sequence[Slot]) -> list[PackEvent]:
+        """A batch of validation rows; the end of the epoch of every slot that has no more of them."""
+        began = monotonic()
+        computed = self._fitting(slots, self._scores)
+        if isinstance(computed, list):
+            return computed
+        self._spend(computed, monotonic() - began)
+        events: list[PackEvent] = []
+        for slot in [slot for slot in slots if not slot.waiting]:
+            try:
+                done = slot.end_epoch()
+            except UnitStopped as stop:
+                events.append(self._end(slot, stop.outcome, str(stop)))
+                continue
+            self._pace = done.seconds / slot.tokens(slot.unit.train)
+            events.append(done)
+            if slot.finished:
+                events.append(self._end(slot, Outcome.DONE))
+        return events
+
+    def _fitting(
+        self, slots: Sequence[Slot], compute: Callable[[MicroStep], None]
+    ) -> dict[Slot, int] | list[PackEvent]:
+        """Compute rows that the slots wait for, fewer at once until they fit.
+
+        Returns:
+            Tokens computed for each slot; or the end of the unit of which a single row does not fit.
+        """
+        while True:
+            lengths = {slot.place: [slot.items[row].length for row in slot.waiting] for slot in slots}
+            spent = dict.fromkeys(slots, 0)
+            waiting = {slot.place: list(slot.waiting) for slot in slots}
+            groups = self.capacity.groups(lengths, {slot.place: slot.unit.most_rows for slot in slots})
+            for group in groups:
+                try:
+                    compute(self._lay_out(group, waiting))
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    note = str(error).splitlines()[0]
+                    break
+                for place, chosen in group.items():
+                    spent[self._slots[place]] += sum(lengths[place][i] for i in chosen)
+            else:
+                return spent
+            # outside the handler: its traceback would keep the tensors alive that did not fit
+            for slot in slots:
+                slot.restart_batch()
+            tried = [lengths[place][i] for place, chosen in group.items() for i in chosen]
+            if not self.capacity.shrink(len(tried), sum(tried)):
+                return self._too_large(self._slots[min(group)], tried[0], note)
+
+    def _too_large(self, slot: Slot, tokens: int, note: str) -> list[PackEvent]:
+        """A row that does not fit alone: others leave the device to it, and if there are none it cannot be trained."""
+        if others := [other for other in self._slots.values() if other is not slot]:
+            self.slots = 1
+            reason = f"unit {slot.unit.unit} needs the whole device"
+            return [self._end(other, Outcome.DROPPED, reason, checkpoint=other.checkpoint()) for other in others]
+        reason = f"one row of {tokens} tokens does not fit into the device's memory ({note})"
+        return [self._end(slot, Outcome.INFEASIBLE, reason)]
+
+    def _lay_out(self, group: Group, waiting: dict[int, list[int]]) -> MicroStep:
+        parts = [(self._slots[place], [waiting[place][i] for i in chosen]) for place, chosen in group.items()]
+        return lay_out(parts, int(self.base.tokenizer.pad_token_id or 0), self.base.device)
+
+    def _gradients(self, step: MicroStep) -> None:
+        """Forward and backward; each slot's loss is divided by the weight of its whole effective batch."""
+        assert self._network is not None
+        with computing(step.stream):
+            nats = step.by_slot(self._network.read(step.batch).nats)
+            weights = torch.tensor([slot.batch_weight for slot, _ in step.parts], device=nats.device)
+            torch.autograd.backward((nats / weights).sum())
+        for (slot, rows), value in zip(step.parts, nats.tolist(), strict=True):
+            slot.computed(rows, value)
+
+    @torch.inference_mode()
+    def _scores(self, step: MicroStep) -> None:
+        assert self._network is not None
+        with computing(step.stream):
+            scores = score(self._network.read(step.batch), step.batch)
+        for (slot, rows), part in zip(step.parts, step.split(scores), strict=True):
+            slot.scored(rows, part)
+
+    def _spend(self, tokens: dict[Slot, int], seconds: float) -> None:
+        """Divide the device's time among those it went into."""
+        whole = max(sum(tokens.values()), 1)
+        for slot, own in tokens.items():
+            slot.clock.spend(seconds * own / whole)
+
+
+def _ended(
+    unit: TrainUnit, outcome: Outcome, reason: str = "", evidence: str = "", checkpoint: Checkpoint | None = None
+) -> UnitEnded:
+    return UnitEnded(
+        unit=unit.unit,
+        lease_epoch=unit.lease_epoch,
+        outcome=outcome,
+        reason=reason,
+        evidence=evidence,
+        checkpoint=checkpoint,
+    )
+
+
+def _failed(unit: TrainUnit, error: Exception) -> UnitEnded:
+    """With the evidence; a device that was full before any row was computed had no room for the adapter."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    evidence = "".join(traceback.format_exception(error))
+    return _ended(unit, Outcome.INFEASIBLE if is_out_of_memory(error) else Outcome.FAILED, reason, evidence)
 
 
 def open_study(study: OpenStudy, device: torch.device) -> Pack:

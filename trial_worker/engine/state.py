@@ -2,8 +2,8 @@
 
 Data order, dropout and learning rate are functions of seed and step, so that trainable weights, AdamW's two moments
 and a `Position` are all there is to keep. A file is safetensors, never pickle; its metadata has one entry, `foldtune`,
-a JSON object (see `_header`). Tensors are named PART/PARAMETER: weight, exp_avg and exp_avg_sq in the parameter's own
-shape and type, step () float32.
+a JSON object (see `_header`). Tensors are named PART/PARAMETER, with PEFT's names of parameters: weight, exp_avg and
+exp_avg_sq in the parameter's own shape and type.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from orchestrator import durable
 from orchestrator.contract import Checkpoint, ModelPin, TrainUnit, canonical, digest
+from trial_worker.engine.memory import Memory
 from trial_worker.engine.process import versions
 
-FORMAT = 1
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+FORMAT = 2
 
 
 @dataclass
@@ -74,31 +73,27 @@ def identity(unit: TrainUnit, pin: ModelPin) -> str:
     )
 
 
-def write(
-    path: Path,
-    kind: str,
-    unit: str,
-    position: Position,
-    parameters: Mapping[str, nn.Parameter],
-    adamw: torch.optim.AdamW,
-) -> Checkpoint:
-    """Write a state whole or not at all; equal states give equal files.
+def write(path: Path, kind: str, unit: str, position: Position, memory: Memory, slot: int) -> Checkpoint:
+    """Write a slot's state whole or not at all; equal states give equal files.
 
     kind: "resume", or "adapter" for the weights alone. unit: its `identity`.
 
     Raises:
         OSError: no room, or no such folder.
     """
-    tensors = {f"weight/{name}": p.detach() for name, p in parameters.items()}
-    if kind == "resume":
-        # a parameter that no batch has reached has no state, and must be without it after a resume too
-        tensors |= {f"{part}/{name}": t for name, p in parameters.items() for part, t in adamw.state.get(p, {}).items()}
+    tensors = _named(memory, slot, moments=kind == "resume")
     header = canonical(_header(kind, unit, position))
     content = safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"foldtune": header})
     sha256 = durable.write(path, content)
     return Checkpoint(
         path=str(path), sha256=sha256, bytes=len(content), kind=kind, epoch=position.epoch, step=position.step
     )
+
+
+def _named(memory: Memory, slot: int, *, moments: bool) -> dict[str, Tensor]:
+    """PART/PARAMETER -> view of the slot's memory."""
+    parts = {"weight": memory.named(slot), **(memory.moments(slot) if moments else {})}
+    return {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
 
 
 def _header(kind: str, unit: str, position: Position) -> dict[str, Any]:
@@ -164,36 +159,27 @@ def _position(header: Mapping[str, Any], path: str) -> Position:
     return position
 
 
-def restore(saved: Saved, parameters: Mapping[str, nn.Parameter], adamw: torch.optim.AdamW) -> None:
-    """Give weights and AdamW their saved bits.
+def restore(saved: Saved, memory: Memory, slot: int) -> None:
+    """Give an open slot's weights and AdamW their saved bits.
 
     Raises:
         ValueError: weights alone, or tensors that are not this network's; nothing is changed then.
     """
     if saved.kind != "resume":
         raise ValueError(f"checkpoint {saved.path}: kind must be resume to go on from it, got {saved.kind!r}")
-    _refuse_unless_fitting(saved, parameters)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved.tensors[f"weight/{name}"])
-            if f"step/{name}" in saved.tensors:
-                adamw.state[parameter] = {
-                    "step": saved.tensors[f"step/{name}"].to(parameter.device, copy=True),  # fused: on the device
-                    **{part: torch.empty_like(parameter).copy_(saved.tensors[f"{part}/{name}"]) for part in _MOMENTS},
-                }
+    views = _named(memory, slot, moments=True)
+    _refuse_unless_fitting(saved, views)
+    for name, view in views.items():
+        view.copy_(saved.tensors[name])
+    memory.steps[slot].fill_(saved.position.step)
 
 
-def _refuse_unless_fitting(saved: Saved, parameters: Mapping[str, nn.Parameter]) -> None:
+def _refuse_unless_fitting(saved: Saved, views: Mapping[str, Tensor]) -> None:
     """copy_ would broadcast a smaller tensor, and round one of another type, without any error."""
-    expected = {f"weight/{name}": (p.shape, p.dtype) for name, p in parameters.items()}
-    for name, p in parameters.items():
-        if f"step/{name}" in saved.tensors:
-            expected |= {f"{part}/{name}": (p.shape, p.dtype) for part in _MOMENTS}
-            expected[f"step/{name}"] = (torch.Size(), torch.float32)
-    if odd := sorted(expected.keys() ^ saved.tensors.keys()):
+    if odd := sorted(views.keys() ^ saved.tensors.keys()):
         raise ValueError(f"checkpoint {saved.path}: it and the model do not share {len(odd)} tensors, as {odd[0]}")
-    for name, form in expected.items():
+    for name, view in views.items():
         tensor = saved.tensors[name]
-        if (tensor.shape, tensor.dtype) != form:
-            must, got = (f"{tuple(shape)} {dtype}" for shape, dtype in (form, (tensor.shape, tensor.dtype)))
+        if (tensor.shape, tensor.dtype) != (view.shape, view.dtype):
+            must, got = (f"{tuple(one.shape)} {one.dtype}" for one in (view, tensor))
             raise ValueError(f"checkpoint {saved.path}: {name} must be {must}, got {got}")

@@ -69,6 +69,19 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model said of a batch's targets.
+
+    nats: (targets,) float64, negative log-likelihood. hits: (targets,) bool, whether it was the most likely output.
+    logits: (targets, classes) of a classifier; None of a language model, whose logits are never all there.
+    """
+
+    nats: Tensor
+    hits: Tensor
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """What a model said of some items.
 
@@ -127,25 +140,23 @@ def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
     )
 
 
-def target_nats(logits: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood of each target, float64 (targets,) from logits (targets, outputs).
+def answers(logits: Tensor, batch: Batch) -> Answers:
+    """What logits (targets, outputs) say of a batch's targets.
 
     The softmax is taken in float32 (float64 if the logits are) whatever the model computes in; sums over targets
     want float64, or thousands of tokens would lose the digits in which two configurations differ.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.nn.functional.cross_entropy(wide, batch.targets, reduction="none").double()
+    nats = torch.nn.functional.cross_entropy(wide, batch.targets, reduction="none").double()
+    return Answers(nats, logits.argmax(-1) == batch.targets, logits)
 
 
-def score(logits: Tensor, batch: Batch, keep_logits: bool) -> Scores:
-    """Scores of the batch's rows from logits (targets, outputs)."""
-    nats = torch.zeros(batch.rows, dtype=torch.float64, device=logits.device)
-    nats.index_add_(0, batch.owners, target_nats(logits, batch))
-    hits = (logits.argmax(-1) == batch.targets).long()
-    correct = torch.zeros(batch.rows, dtype=torch.int64, device=logits.device).index_add_(0, batch.owners, hits)
+def score(said: Answers, batch: Batch) -> Scores:
+    """Scores of the batch's rows."""
+    zeros = torch.zeros(batch.rows, dtype=torch.float64, device=said.nats.device)
     return Scores(
-        nats=nats.cpu().numpy(),
+        nats=zeros.index_add(0, batch.owners, said.nats).cpu().numpy(),
         counts=torch.bincount(batch.owners, minlength=batch.rows).cpu().numpy(),
-        correct=correct.cpu().numpy(),
-        logits=logits.float().cpu().numpy() if keep_logits else None,
+        correct=zeros.long().index_add(0, batch.owners, said.hits.long()).cpu().numpy(),
+        logits=None if said.logits is None else said.logits.float().cpu().numpy(),
     )

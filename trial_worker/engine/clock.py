@@ -1,0 +1,45 @@
+"""Device seconds: what a unit may still take, and what an epoch is expected to take. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.contract import Outcome
+from trial_worker.engine.errors import UnitStopped
+
+
+@dataclass
+class Clock:
+    """Of one unit. Seconds are its share of the device's: units that share a micro-step share its time.
+
+    spent: of the running epoch. left: that it may take from the start of the running epoch on.
+    """
+
+    spent: float = 0.0
+    left: float = math.inf
+
+    def limit(self, seconds_left: float | None) -> None:
+        """The unit may take so many seconds beyond its reported epochs; None lifts the limit.
+
+        Whoever sets the limit knows nothing of the running epoch yet: counted from now, its time would be given twice.
+        """
+        self.left = math.inf if seconds_left is None else seconds_left
+
+    def spend(self, seconds: float) -> None:
+        """So much of the device went into this unit."""
+        self.spent += seconds
+
+    def close_epoch(self) -> float:
+        """The epoch is over and will be reported; its seconds."""
+        seconds, self.spent = self.spent, 0.0
+        self.left -= seconds
+        return seconds
+
+    def demand(self, forecast: float) -> None:
+        """Raises UnitStopped (OVER_BUDGET) where so many seconds more would not end in time."""
+        left = self.left - self.spent
+        if left <= 0 or forecast > left:
+            raise UnitStopped(
+                Outcome.OVER_BUDGET, f"an epoch takes about {forecast:.0f} s, and {max(left, 0):.0f} s are left"
+            )

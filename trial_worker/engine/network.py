@@ -1,0 +1,145 @@
+"""All slots' adapters and heads on the resident base, of one kind of unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from orchestrator.contract import Settings, derive_seed
+from trial_worker.engine.base import Base
+from trial_worker.engine.heads import Reader, SlotHead, initialise, read_family, read_mean, read_tokens, reading_logits
+from trial_worker.engine.lora import Factors, SlotLinear
+from trial_worker.engine.memory import HeadWeight, Layout, Memory
+from trial_worker.engine.survey import Kind, Survey, head_weights, resolve_alpha, survey
+
+
+class Network:
+    """Adapters of up to `slots` units on a base. The base is changed only between `install` and `remove`.
+
+    memory: the slots' weights. read: what it says of a batch, while installed.
+    """
+
+    def __init__(self, base: Base, kind: Kind, slots: int) -> None:
+        self.base = base
+        self.kind = kind
+        self.slots = slots
+        self.survey: Survey = survey(base, kind)
+        self._heads = tuple(HeadWeight(*found) for found in head_weights(self.survey.heads))
+        self._head_views: dict[str, dict[int, Mapping[str, Tensor]]] = {one.prefix: {} for one in self.survey.heads}
+        self._open: dict[int, Settings] = {}
+        self.memory = self._memory(rank=0)
+        self._installed = ExitStack()
+        self._reader: Reader | None = None
+
+    @property
+    def anchor(self) -> Tensor:
+        return self.memory.anchor
+
+    def factors(self, site: int, slot: int) -> Factors:
+        """As `lora.Slots`."""
+        return self.memory.factors(site, slot)
+
+    def install(self) -> None:
+        """Put the slots' layers and heads into the model."""
+        if self._reader is None:
+            self._reader = self._installed.enter_context(self._in_place())
+
+    def remove(self) -> None:
+        """Leave the base as it was."""
+        self._installed.close()
+        self._reader = None
+
+    @property
+    def read(self) -> Reader:
+        assert self._reader is not None
+        return self._reader
+
+    def open(self, slot: int, settings: Settings, seed: int) -> None:
+        """A unit takes a slot: fresh weights from its seed alone, PEFT's for LoRA, transformers' for a head."""
+        if settings.lora_rank > self.memory.layout.rank:
+            self._grow(settings.lora_rank)
+        self._enter(slot, settings)
+        named = self.memory.named(slot)
+        for name, value in self._fresh(settings.lora_rank, seed).items():
+            named[name].copy_(value)
+
+    def close(self, slot: int) -> None:
+        """The unit is gone from its slot."""
+        self.memory.close(slot)
+        self._open.pop(slot, None)
+
+    def _enter(self, slot: int, settings: Settings) -> None:
+        alpha = resolve_alpha(settings.lora_alpha, settings.lora_rank)
+        self.memory.open(slot, settings.lora_rank, alpha / settings.lora_rank, settings.lora_dropout)
+        self._open[slot] = settings
+        weights = self.memory.layout.head_views(self.memory.weights[slot])
+        gradients = self.memory.layout.head_views(self.memory.gradients[slot])
+        for head in self.survey.heads:
+            own = {}
+            for name, _ in head.template.named_parameters():
+                leaf = weights[f"{head.prefix}.{name}"].detach().requires_grad_()
+                leaf.grad = gradients[f"{head.prefix}.{name}"]  # autograd adds to it in place
+                own[name] = leaf
+            self._head_views[head.prefix][slot] = own
+
+    def _grow(self, rank: int) -> None:
+        """Room for a larger rank; whoever trains keeps all its numbers."""
+        before, self.memory = self.memory, self._memory(rank)
+        for slot, settings in self._open.items():
+            self._enter(slot, settings)
+            self.memory.copy_from(before, slot)
+
+    def _memory(self, rank: int) -> Memory:
+        layout = Layout(self.survey.sites, self._heads, rank)
+        wide = torch.float64 if self.base.model.dtype == torch.float64 else torch.float32
+        return Memory(layout, self.slots, self.base.device, wide)
+
+    def _fresh(self, rank: int, seed: int) -> dict[str, Tensor]:
+        """lora_A uniform within 1 / sqrt(inputs), as PEFT's kaiming_uniform with a = sqrt(5); lora_B zero."""
+        generator = torch.Generator().manual_seed(derive_seed(seed, "initialisation"))
+        fresh: dict[str, Tensor] = {}
+        for site in self.survey.sites:
+            limit = site.inputs**-0.5
+            fresh[site.a] = torch.empty(rank, site.inputs).uniform_(-limit, limit, generator=generator)
+            fresh[site.b] = torch.zeros(site.outputs, rank)
+        with torch.random.fork_rng(devices=[]):  # drawn on the CPU: equal on every device
+            torch.manual_seed(derive_seed(seed, "head"))
+            for head in sorted(self.survey.heads, key=lambda one: one.prefix):
+                initialise(head.template, self._std)
+                fresh |= {f"{head.prefix}.{name}": p.detach().clone() for name, p in head.template.named_parameters()}
+        return fresh
+
+    @property
+    def _std(self) -> float:
+        return float(getattr(self.base.model.config.get_text_config(), "initializer_range", None) or 0.02)
+
+    @contextmanager
+    def _in_place(self) -> Iterator[Reader]:
+        model, before = self.survey.model, {}
+        mean = None
+        try:
+            for number, site in enumerate(self.survey.sites):
+                before[site.name] = model.get_submodule(site.name)
+                model.set_submodule(site.name, SlotLinear(before[site.name], number, site.name, self))
+            for head in self.survey.heads:
+                own = SlotHead(head.template, self._head_views[head.prefix])
+                if head.name:
+                    before[head.name] = model.get_submodule(head.name)
+                    model.set_submodule(head.name, own)
+                else:
+                    mean = own
+            if mean is not None:
+                yield read_mean(model, mean)
+            elif self.kind.classes:
+                yield read_family(model)
+            elif self.base.plain_head and type(model.get_output_embeddings()) is torch.nn.Linear:  # type: ignore[no-untyped-call]
+                yield read_tokens(model)
+            else:
+                with reading_logits(model) as reader:
+                    yield reader
+        finally:
+            for name, module in before.items():
+                model.set_submodule(name, module)

@@ -1,0 +1,251 @@
+"""One unit in its slot: what it computes next, and what becomes of it. It knows nothing of its company."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, Settings, TrainUnit
+from trial_worker.engine import optimizer, state
+from trial_worker.engine.base import Base
+from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
+from trial_worker.engine.clock import Clock
+from trial_worker.engine.dropout import row_keys
+from trial_worker.engine.errors import UnitStopped
+from trial_worker.engine.network import Network
+from trial_worker.engine.scores import pack_predictions
+from trial_worker.engine.state import Position
+from trial_worker.tasks.interface import Item, Scores
+from trial_worker.tasks.rows import Rows
+
+
+class Slot:
+    """A unit that trains. It waits for rows to be computed: of its effective batch, or of its validation part.
+
+    waiting: numbers of those rows, in order. evaluating: which of the two. finished: nothing is left to do.
+    """
+
+    def __init__(self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network) -> None:
+        """Give the unit its weights, fresh or from its checkpoint.
+
+        Raises:
+            ValueError: settings or rows that this study's model cannot take, or a checkpoint that is not this unit's.
+        """
+        self.place = place
+        self.unit = unit
+        self.items = usable_items(base, rows, unit)
+        self.clock = Clock()
+        self.clock.limit(unit.seconds_left)
+        self.at = Position()
+        self.waiting: list[int] = []
+        self.evaluating = False
+        self._pin = base.pin
+        self._task = rows.task
+        self._network = network
+        self._batches: list[list[int]] = []  # of this epoch, still to come
+        self._nats = 0.0  # of the effective batch, so far
+        self._scores: dict[int, tuple[Scores, int]] = {}
+        saved = self._saved()
+        self.finished = self.at.epoch == self.settings.epochs
+        if not self.finished:
+            network.open(place, self.settings, unit.seed)
+            if saved is not None:
+                state.restore(saved, network.memory, place)
+
+    # --- what it is, and how much -------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        return self.unit.settings
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of one epoch."""
+        return steps_per_epoch(len(self.unit.train), self.settings.batch_size)
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether `begin_epoch` is due: at the start, and after each epoch but the last."""
+        return not self.waiting and not self.evaluating
+
+    @property
+    def batch(self) -> list[int]:
+        """The rows of the effective batch under way."""
+        return self._batches[0]
+
+    @property
+    def batch_weight(self) -> int:
+        """What the loss of the effective batch is divided by."""
+        return max(sum(self.items[row].weight for row in self.batch), 1)
+
+    def tokens(self, rows: Sequence[int]) -> int:
+        """Work of training on these rows and evaluating: a backward pass costs twice a forward one."""
+        return sum(self.items[row].length * 3 for row in rows) + sum(
+            self.items[row].length for row in self.unit.validation
+        )
+
+    def keys(self, rows: Sequence[int]) -> Tensor:
+        """(rows,) int64, for the dropout of these rows at the step under way."""
+        return row_keys(self.unit.seed, self.at.step + 1, rows)
+
+    # --- its course ---------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, pace: float | None) -> None:
+        """Wait for the epoch's next batch, from wherever the unit was broken off.
+
+        pace: seconds per token of work, as epochs on this device took; None before the first.
+
+        Raises:
+            UnitStopped: OVER_BUDGET, the epoch would not end in time.
+        """
+        order = epoch_order(self.unit.train, self.unit.seed, self.at.epoch + 1)
+        batches = list(effective_batches(order, self.settings.batch_size))
+        self._batches = batches[self.at.step - self.at.epoch * self.epoch_steps :]
+        self.clock.spend(self.at.seconds)
+        self.clock.demand((pace or 0.0) * self.tokens([row for batch in self._batches for row in batch]))
+        self._next_batch()
+
+    def _next_batch(self) -> None:
+        self._nats = 0.0
+        if self._batches:
+            self.waiting = list(self.batch)
+        else:
+            self.waiting = sorted(self.unit.validation, key=lambda row: (-self.items[row].length, row))
+            self.evaluating, self._scores = True, {}
+
+    def restart_batch(self) -> None:
+        """What was computed of the effective batch is void: a go that broke off left only part of its gradients."""
+        if self.evaluating:
+            return
+        self._network.memory.gradients[self.place].zero_()
+        self._nats, self.waiting = 0.0, list(self.batch)
+
+    def computed(self, rows: Sequence[int], nats: float) -> None:
+        """Forward and backward of these rows of the effective batch are done; nats: summed over them."""
+        self._nats += nats
+        done = set(rows)
+        self.waiting = [row for row in self.waiting if row not in done]
+
+    def step(self, norm: float) -> Progress:
+        """The effective batch is complete: one optimizer step. norm: of its gradients.
+
+        Raises:
+            UnitStopped: DIVERGED, before anything is changed.
+        """
+        number = self.at.step + 1
+        weight = sum(self.items[row].weight for row in self.batch)
+        loss = self._nats / max(weight, 1)
+        if not math.isfinite(loss):
+            raise UnitStopped(Outcome.DIVERGED, f"loss {loss} at step {number}")
+        if not math.isfinite(norm):
+            raise UnitStopped(Outcome.DIVERGED, f"gradient norm {norm} at step {number}")
+        settings, memory = self.settings, self._network.memory
+        steps = self.epoch_steps * settings.epochs
+        factor = optimizer.schedule_factor(settings.lr_schedule, self.at.step, steps, settings.warmup_ratio)
+        optimizer.clip(memory, self.place, norm, settings.max_grad_norm)
+        optimizer.step(memory, self.place, settings, settings.learning_rate * factor)
+        self.at.step = number
+        self.at.nats += self._nats
+        self.at.weight += weight
+        self._batches.pop(0)
+        self._next_batch()
+        return Progress(unit=self.unit.unit, epoch=self.at.epoch + 1, step=number, steps=steps, loss=loss)
+
+    def scored(self, rows: Sequence[int], scores: Scores) -> None:
+        """These validation rows are scored, in this order."""
+        self._scores.update({row: (scores, place) for place, row in enumerate(rows)})
+        self.waiting = [row for row in self.waiting if row not in self._scores]
+
+    def end_epoch(self) -> EpochDone:
+        """The epoch's results, its checkpoint written before anybody hears of it.
+
+        Raises:
+            UnitStopped: DIVERGED.
+        """
+        unit, epoch = self.unit, self.at.epoch + 1
+        validation = [self.items[row] for row in unit.validation]
+        scores = _in_order([self._scores[row] for row in unit.validation], keep_logits=bool(self._task.labels))
+        if not math.isfinite(scores.nats.sum()):
+            raise UnitStopped(Outcome.DIVERGED, f"validation loss {scores.nats.sum()} after epoch {epoch}")
+        train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)
+        self.evaluating, self._scores = False, {}
+        self.finished = epoch == self.settings.epochs
+        seconds = self.clock.close_epoch()
+        return EpochDone(
+            unit=unit.unit,
+            lease_epoch=unit.lease_epoch,
+            epoch=epoch,
+            train_loss=train_loss,
+            seconds=seconds,
+            tallies=self._task.tallies(validation, scores),
+            predictions=pack_predictions(scores, with_logits=self.finished),
+            checkpoint=self.checkpoint(),
+        )
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Write the last step boundary into the unit's scratch folder: "adapter" after the last epoch, else "resume".
+
+        The end of an epoch has one file with one content, however often it is written. Of an evaluation under way the
+        seconds count, though it will be done again.
+
+        Returns:
+            What was written; None without a scratch folder, or where it cannot be written, which is said on stderr.
+        """
+        unit, at = self.unit, self.at
+        if unit.scratch is None:
+            return None
+        path = Path(unit.scratch) / f"u{unit.unit}-l{unit.lease_epoch}-e{at.epoch}-s{at.step}.safetensors"
+        kind = "adapter" if at.epoch == self.settings.epochs else "resume"
+        at = replace(at, seconds=self.clock.spent if at.step > at.epoch * self.epoch_steps else 0.0)
+        try:
+            return state.write(path, kind, state.identity(unit, self._pin), at, self._network.memory, self.place)
+        except OSError as error:
+            print(f"unit {unit.unit}: no checkpoint of step {at.step} could be written: {error}", file=sys.stderr)
+            return None
+
+    def _saved(self) -> state.Saved | None:
+        """What the unit goes on from, `at` set to its place; None: it begins."""
+        if self.unit.resume is None:
+            return None
+        saved = state.read(self.unit.resume, state.identity(self.unit, self._pin))
+        at, done = saved.position, saved.position.epoch * self.epoch_steps
+        inside = done <= at.step <= done + self.epoch_steps and 0 <= at.epoch < self.settings.epochs
+        if not inside and (at.epoch, at.step) != (self.settings.epochs, done):
+            raise ValueError(f"checkpoint {saved.path}: {at} is no place of this unit")
+        self.at = at
+        return saved
+
+
+def usable_items(base: Base, rows: Rows, unit: TrainUnit) -> list[Item]:
+    """The study's items at this unit's `max_length`.
+
+    Raises:
+        ValueError: positions beyond the model's reach, an empty part, or nothing supervised in one.
+    """
+    limit = unit.settings.max_length
+    if limit > base.limit and rows.longest > base.limit:
+        raise ValueError(f"max_length must be at most {base.limit} for this model, got {limit}")
+    items = rows.items(min(limit, base.limit))
+    for part, numbers in (("training", unit.train), ("validation", unit.validation)):
+        if not numbers:
+            raise ValueError(f"the {part} part has no rows")
+        if not any(items[row].weight for row in numbers):
+            raise ValueError(f"no {part} row keeps a supervised token within max_length {limit}")
+    return items
+
+
+def _in_order(found: Sequence[tuple[Scores, int]], keep_logits: bool) -> Scores:
+    return Scores(
+        nats=np.array([scores.nats[i] for scores, i in found]),
+        counts=np.array([scores.counts[i] for scores, i in found]),
+        correct=np.array([scores.correct[i] for scores, i in found]),
+        logits=np.stack([scores.logits[i] for scores, i in found if scores.logits is not None])
+        if keep_logits
+        else None,
+    )
