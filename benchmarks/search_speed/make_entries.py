@@ -3,7 +3,7 @@
     apt-get install wordnet-base
     python -m benchmarks.search_speed.make_entries [/usr/share/wordnet/data.noun]
 
-As studies/data/glosses.jsonl (same source, licence, categories and rules of selection), but the texts are whole entries:
+As studies/data/glosses.jsonl (same source, licence, categories and rules of selection), but with whole entries as texts:
 the words of the sense, its definition, and whatever examples it has. Nothing is cut or stretched, so that their lengths
 are as mixed as short texts are that people write: a few have one example or more, most have none.
 """
