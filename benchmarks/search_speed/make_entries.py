@@ -4,7 +4,7 @@
     python -m benchmarks.search_speed.make_entries [/usr/share/wordnet/data.noun]
 
 As studies/data/glosses.jsonl (same source, licence, categories and rules of selection), but a text is a whole entry:
-the words of the sense, its definition, and whatever examples it has. Nothing is cut or stretched, so that lengths are as
+the words of the sense, its definition, and whatever examples it has. Nothing is cut or stretched, so lengths are as
 mixed as those of short texts that people write: a few have one example or more, most have none.
 """
 
