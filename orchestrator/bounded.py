@@ -27,6 +27,10 @@ class Bounded:
     files: Files
     seconds: float = SECONDS
 
+    @property
+    def far(self) -> bool:
+        return self.files.far
+
     def make(self) -> None:
         self._call(self.files.make)
 

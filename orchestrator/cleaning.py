@@ -17,7 +17,7 @@ from orchestrator.database.engine import transaction
 from orchestrator.errors import USAGE, FoldtuneError
 from orchestrator.places import OURS, OURS_UNFINISHED, OutsideStore, Piece, Store
 from orchestrator.records import StudyRecord
-from orchestrator.stores import Files, Remote
+from orchestrator.stores import Files
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ def leftovers(engine: Engine) -> Freed:
         with contextlib.suppress(OutsideStore):
             where = places.at(store, folder)
             for files in where.files:
-                if isinstance(files, Remote) and emptied:
+                if files.far and emptied:
                     continue
                 here = _remove(files, 0.0)
                 files.discard()
-                if isinstance(files, Remote) and late and here == Freed():
+                if files.far and late and here == Freed():
                     _emptied(engine, folder)
                 freed += here or Freed()
     return freed

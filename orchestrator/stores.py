@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,10 @@ class Entry:
 
 class Files(Protocol):
     """A folder of files. Every failure is an OSError, whatever the driver raises."""
+
+    @property
+    def far(self) -> bool:
+        """Whether each look is a request over a network, which may cost money."""
 
     def make(self) -> None:
         """Create the folder, where folders are a thing of their own."""
@@ -67,6 +71,7 @@ class Folder:
 
     root: Path
     private: bool = False
+    far: bool = field(default=False, init=False)
 
     def make(self) -> None:
         """Create the folder; those above a shared one must be there."""
@@ -118,6 +123,7 @@ class Remote:
     """
 
     url: str
+    far: bool = field(default=True, init=False)
 
     def make(self) -> None:
         pass  # it comes with its first file

@@ -56,6 +56,9 @@ class Tokens:
     evaluation_real: int = 0
     evaluation_computed: int = 0
 
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
     def saw(self, computed: int, training: bool) -> None:
         if training:
             self.train_computed += computed

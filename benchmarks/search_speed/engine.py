@@ -1,19 +1,21 @@
-"""foldtune's side without its service: the engine's pack alone. Needs torch, transformers and peft, nothing else."""
+"""One of foldtune's workers without its service: the engine's pack alone. Needs torch, transformers and peft."""
 
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import numpy as np
+import torch
 
-from benchmarks.search_speed import account, order, scores
-from benchmarks.search_speed.account import Run, Tokens, UnitResult
+from benchmarks.search_speed import account, scores
+from benchmarks.search_speed.account import Tokens, UnitResult
 from benchmarks.search_speed.replay import Replay
 from orchestrator.contract import EpochDone, Outcome, TrainUnit, UnitEnded, canonical, derive_seed
-from trial_worker.engine import Base, Pack, Rows, prepare, versions
+from trial_worker.engine import Base, Pack, Rows, prepare
+from trial_worker.engine.stream import current
 from trial_worker.tasks import task_named
 
 
@@ -25,56 +27,37 @@ class Ended:
     last: EpochDone | None
 
 
-def run(replay: Replay, form: str, *, racing: bool) -> Run:
-    """The whole search, then the winner on the test part, which is not timed."""
+def work(line: Connection, replay: Replay) -> None:
+    """Train what the other end of the line hands out, then the winner once more; see `fleet`."""
+    from benchmarks.search_speed.fleet import Hello, Over, Want
+
+    account.now()
     device = prepare()
-    meter = scores.Meter()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     raw = replay.rows()
     task = task_named("classification", tuple(sorted({row["label"] for row in raw})))
     base = Base.load(replay.model, task.family, len(task.labels), device)
-    meter.watch(base.model)
     pack = Pack(base, Rows(task, raw, base.tokenizer))
+    meter = scores.Meter()
+    meter.watch(base.model, lambda ids: stream.tokens if base.streams and (stream := current()) else ids.numel())
+    started = account.now()
+    line.send(Hello(start=started, device=device.type, slots=pack.slots, labels=task.labels))
+    line.recv()
     started = account.now()
     meter.tokens = tokens = Tokens()
-    feed = order.Feed(
-        {trial.number: trial.folds for trial in replay.trials},
-        racing=racing,
-        width=max(pack.slots, math.ceil(len(replay.trials) / 5)) if racing else None,
-    )
-    units = search(replay, pack, feed)
-    searched = account.now() - started
-    meter.tokens = None
     lengths = [item.length for item in pack.rows.items(int(replay.fixed["max_length"]))]
-    for trial, fold in feed.ran:
-        tokens.worked(lengths, *replay.split(fold), replay.settings(replay.trial(trial)).epochs)
-    trial, loss = account.best(units, feed.stopped)
-    logits = [_logits(ended.last, len(task.labels)) for ended in _on_test(replay, pack, trial)]
-    truth = [task.labels.index(raw[row]["label"]) for row in replay.test]
-    return Run(
-        form=form,
-        device=device.type,
-        start=started,
-        search=searched,
-        units=units,
-        tokens=tokens,
-        winner=scores.winner(trial, loss, logits, truth),
-        stopped=feed.stopped,
-        slots=pack.slots,
-        versions=versions(),
-    )
 
-
-def search(replay: Replay, pack: Pack, feed: order.Feed) -> list[UnitResult]:
-    """Train what the feed hands out."""
-    results = []
-
-    def wanted() -> TrainUnit | None:
-        chosen = feed.next()
-        return None if chosen is None else unit(replay, *chosen, number=len(feed.ran))
+    def wanted(idle: bool) -> TrainUnit | None:
+        line.send(Want(idle=idle))
+        found: TrainUnit | None = line.recv()
+        if found is not None:
+            tokens.worked(lengths, found.train, found.validation, found.settings.epochs)
+        return found
 
     def heard(ended: Ended) -> None:
         tallies = None if ended.last is None else ended.last.tallies
-        results.append(
+        line.send(
             UnitResult(
                 trial=ended.unit.trial,
                 fold=ended.unit.fold,
@@ -83,14 +66,15 @@ def search(replay: Replay, pack: Pack, feed: order.Feed) -> list[UnitResult]:
                 correct=0 if tallies is None else tallies["correct"],
             )
         )
-        feed.done(ended.unit.trial, results[-1].loss)
 
     drive(pack, wanted, heard)
-    return results
+    line.send(Over(search=account.now() - started, tokens=tokens))
+    meter.tokens = None
+    line.send([_logits(ended.last, len(task.labels)) for ended in _on_test(replay, pack, line.recv())])
 
 
-def drive(pack: Pack, wanted: Callable[[], TrainUnit | None], heard: Callable[[Ended], None]) -> None:
-    """Keep the pack's slots filled until nothing is wanted any more.
+def drive(pack: Pack, wanted: Callable[[bool], TrainUnit | None], heard: Callable[[Ended], None]) -> None:
+    """Keep the pack's slots filled until nothing is wanted any more. wanted: is told whether nothing trains.
 
     Raises:
         RuntimeError: a unit ended otherwise than trained or diverged.
@@ -98,7 +82,7 @@ def drive(pack: Pack, wanted: Callable[[], TrainUnit | None], heard: Callable[[E
     running: dict[int, TrainUnit] = {}
     last: dict[int, EpochDone] = {}
     while True:
-        while pack.free and (one := wanted()) is not None:
+        while pack.free and (one := wanted(not running)) is not None:
             running[one.unit] = one
             pack.add(one)
         if not running:
@@ -138,7 +122,7 @@ def _on_test(replay: Replay, pack: Pack, trial: int) -> Sequence[Ended]:
         for number, fold in enumerate(replay.trial(trial).folds, start=1_000_000)
     ]
     found: list[Ended] = []
-    drive(pack, lambda: waiting.pop(0) if waiting else None, found.append)
+    drive(pack, lambda _: waiting.pop(0) if waiting else None, found.append)
     return found
 
 

@@ -26,9 +26,9 @@ def _plain(form: str, keep: bool, own_dropout: bool) -> Callable[[Replay], Run]:
 
 def _engine(form: str, racing: bool) -> Callable[[Replay], Run]:
     def run(work: Replay) -> Run:
-        from benchmarks.search_speed import engine
+        from benchmarks.search_speed import fleet
 
-        return engine.run(work, form, racing=racing)
+        return fleet.run(work, form, racing=racing)
 
     return run
 

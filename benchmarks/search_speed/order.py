@@ -72,6 +72,11 @@ class Feed:
         self.ran.append(unit)
         return unit
 
+    @property
+    def busy(self) -> bool:
+        """Whether a unit that was handed out has not ended."""
+        return any(state.running for state in self._open.values())
+
     def done(self, trial: int, loss: float | None) -> None:
         """A unit of the trial ended with this loss; None: it diverged, and the trial with it."""
         state = self._open[trial]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,11 @@ class Meter:
     def __init__(self) -> None:
         self.tokens: Tokens | None = None
 
-    def watch(self, model: Any) -> None:
-        """Count this model's tokens from now on."""
-        model.get_input_embeddings().register_forward_pre_hook(self._count)
+    def watch(self, model: Any, size: Callable[[torch.Tensor], int] = torch.Tensor.numel) -> None:
+        """Count this model's tokens from now on. size: how many its layers compute for such input ids."""
 
-    def _count(self, _: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        if self.tokens is not None and arguments:
-            self.tokens.saw(arguments[0].numel(), torch.is_grad_enabled())
+        def count(_: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+            if self.tokens is not None and arguments:
+                self.tokens.saw(size(arguments[0]), torch.is_grad_enabled())
+
+        model.get_input_embeddings().register_forward_pre_hook(count)

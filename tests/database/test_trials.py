@@ -201,7 +201,7 @@ def test_an_outcome_closes_the_trial_and_optuna_is_told_in_its_own_words(
     assert studies.rows(engine, f"SELECT state::text, reason FROM trial WHERE id = {lease.trial}") == [
         (state, "loss inf at step 412")
     ]
-    with pytest.raises(Fenced, match="the trial was closed"):
+    with pytest.raises(Fenced, match="its trial was closed"):
         renew(engine, other)
     [trial] = [trial for trial in shown(engine).trials if trial.state != TrialState.RUNNING]
     assert trial.state == told

@@ -11,7 +11,7 @@ import torch
 
 from tests import tiny_models
 from trial_worker.tasks import CausalLm, Classification, Rows, read_snapshot, task_named
-from trial_worker.tasks.interface import Item, Scores, collate, score
+from trial_worker.tasks.interface import Answers, Item, Scores, answers, collate, score
 
 BYTES = tiny_models.byte_tokenizer()
 LLAMA = tiny_models.byte_tokenizer(bos=True)
@@ -162,7 +162,8 @@ def test_padding_is_masked_though_the_pad_token_is_also_learnt() -> None:
 def test_scores_sum_nats_by_row() -> None:
     items = CausalLm().encode([{"text": "bread"}, {"text": "a feeling"}], BYTES)
     batch = collate(items, 0, CPU)
-    found = score(torch.zeros(len(batch.targets), 400), batch)
+    said = answers(torch.zeros(len(batch.targets), 400), batch)
+    found = score(Answers(said.nats, said.hits), batch)
     assert found.counts.tolist() == [item.weight for item in items]
     np.testing.assert_allclose(found.nats, found.counts * math.log(400), rtol=1e-6)
     assert found.logits is None
@@ -182,4 +183,4 @@ def test_an_unknown_task_is_refused() -> None:
 
 def _scores(items: list[Item], logits: np.ndarray) -> Scores:
     batch = collate(items, 0, CPU)
-    return score(torch.from_numpy(logits), batch)
+    return score(answers(torch.from_numpy(logits), batch), batch)

@@ -104,12 +104,10 @@ class _Runs(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], scale: float | None, causal: bool
     ) -> Tensor:
         q, k, v = (tensor.transpose(1, 2).contiguous() for tensor in (query, key, value))
-        out = torch.empty_like(q)
-        sums = []
-        for run in runs:
-            part, total = _FORWARD(*(_rows(t, run) for t in (q, k, v)), 0.0, causal, scale=scale)
-            _rows(out, run).copy_(part)
-            sums.append(total)
+        parts, sums = zip(
+            *(_FORWARD(*(_rows(t, run) for t in (q, k, v)), 0.0, causal, scale=scale) for run in runs), strict=True
+        )
+        out = _joined(parts)
         ctx.save_for_backward(q, k, v, out, *sums)
         ctx.runs, ctx.scale, ctx.causal = runs, scale, causal
         return out
@@ -118,14 +116,11 @@ class _Runs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         q, k, v, out, *sums = ctx.saved_tensors
         gradient = gradient.contiguous()
-        slopes = [torch.empty_like(q) for _ in range(3)]
-        for run, total in zip(ctx.runs, sums, strict=True):
-            parts = _BACKWARD(
-                *(_rows(t, run) for t in (gradient, q, k, v, out)), total, 0.0, ctx.causal, scale=ctx.scale
-            )
-            for slope, part in zip(slopes, parts, strict=True):
-                _rows(slope, run).copy_(part)
-        return *(slope.transpose(1, 2) for slope in slopes), None, None, None
+        parts = [
+            _BACKWARD(*(_rows(t, run) for t in (gradient, q, k, v, out)), total, 0.0, ctx.causal, scale=ctx.scale)
+            for run, total in zip(ctx.runs, sums, strict=True)
+        ]
+        return *(_joined(each).transpose(1, 2) for each in zip(*parts, strict=True)), None, None, None
 
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -141,6 +136,11 @@ def _rows(tensor: Tensor, run: Run) -> Tensor:
         (run.length * each, size, each, 1),
         tensor.storage_offset() + run.start * each,
     )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """(rows, heads, length, size) of every run -> (1, tokens, heads, size), contiguous."""
+    return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts]).unsqueeze(0)
 
 
 def _dense(tensor: Tensor, run: Run) -> Tensor:
