@@ -210,20 +210,21 @@ def warm_up(url: str, root: Path) -> Any:
 
 
 def chosen(places: Sequence[str], every: bool) -> list[str]:
-    """All places; or the first of each name, our own statements and files only.
+    """All places; or the first of each name, our own statements and files only, where something changes.
 
-    Between the end of a statement and the beginning of the next nothing changes: one of the two is enough.
+    Between the end of a statement and the beginning of the next nothing does, nor by reading: one place is enough.
     """
     if every:
         return list(places)
     first: dict[str, str] = {}
     for place in places:
         first.setdefault(place.rpartition("@")[0], place)
-    return [place for place in first.values() if not place.startswith("optuna: ") and not _ends_a_statement(place)]
+    return [place for place in first.values() if not place.startswith("optuna: ") and not _as_before(place)]
 
 
-def _ends_a_statement(place: str) -> bool:
-    return place.startswith("after ") and "#" in place
+def _as_before(place: str) -> bool:
+    """Whether a death here leaves what one at another place does."""
+    return (place.startswith("after ") and "#" in place) or place.startswith("before SELECT")
 
 
 def main(server: str, template: str, root: Path, *, share: int, of: int, every: bool) -> dict[str, Any]:

@@ -87,7 +87,7 @@ UNIT = st.fixed_dictionaries(
     most_tokens=st.sampled_from([20, 90, 100000]),
     most_rows=st.sampled_from([3, 4096]),
 )
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 def test_a_unit_has_the_same_numbers_alone_and_in_any_company(
     name: str,
     chosen: list[dict[str, Any]],
