@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.contract import EpochDone, Outcome, Progress, TrainUnit, UnitEnded
 from tests import tiny_models
-from trial_worker.engine import Base, Pack, Rows, micro_step
+from trial_worker.engine import Base, Pack, Rows, lora_grouped, micro_step
 from trial_worker.tasks import CausalLm, Classification
 
 Numbers = Mapping[int, list[float]]  # unit -> training loss of every step, then validation nats of every epoch
@@ -100,6 +100,22 @@ def test_a_unit_has_the_same_numbers_alone_and_in_any_company(
     together = Pack(*packs[name], slots)
     together.capacity.most_tokens, together.capacity.most_rows = most_tokens, most_rows
     equal(train(together, units), alone(*packs[name], units))
+
+
+def test_grouped_products_of_all_slots_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU computes in half precision, here in single on the CPU: slots empty, full, and refilled."""
+    base = Base.load(tiny_models.pin(tiny_models.save_llama(tmp_path)), "causal", 0)
+    rows = Rows(CausalLm(), tiny_models.causal_rows(), base.tokenizer)
+    units = [
+        tiny_models.unit(16, number=i, seed=i, lora_rank=3 * i + 1, batch_size=4 + 3 * i, epochs=1 + i % 2)
+        for i in range(5)
+    ]
+    used = []
+    monkeypatch.setattr(lora_grouped, "is_worth_it", lambda x, bounds: used.append(len(bounds)) or True)
+    together = train(Pack(base, rows, 3), units)
+    assert max(used) == 3
+    monkeypatch.undo()
+    equal(together, alone(base, rows, units), rel=1e-4)
 
 
 def test_units_that_are_read_in_another_way_take_turns(packs: dict[str, tuple[Base, Rows]]) -> None:

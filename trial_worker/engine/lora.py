@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from trial_worker.engine import lora_grouped
 from trial_worker.engine.dropout import mask, salt
+from trial_worker.engine.lora_grouped import Stack
 from trial_worker.engine.stream import Bound, Stream, current
 
 
@@ -44,6 +46,9 @@ class Slots(Protocol):
     def factors(self, site: int, slot: int) -> Factors:
         """Of one layer and slot."""
 
+    def stack(self, site: int) -> Stack:
+        """Of one layer, all slots."""
+
 
 class SlotLinear(nn.Module):
     """A frozen linear layer with a LoRA of each slot; takes the place of the layer while units train.
@@ -67,19 +72,22 @@ class SlotLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         stream = current()
         if stream is None:
-            out: Tensor = self.base(x)
-            return out
+            plain: Tensor = self.base(x)
+            return plain
         bounds = stream.bounds(x.shape)
         factors = [self.slots.factors(self.site, bound.slot) for bound in bounds]
         masks = self._masks(x, stream, bounds, factors)
         flat = x.reshape(-1, x.shape[-1])
-        if self.frozen is None:  # quantised: only the layer itself can multiply by its weight
-            delta: Tensor = _Apply.apply(flat, self.slots.anchor, None, None, bounds, factors, masks)
-            base: Tensor = self.base(x)
-            return base + delta.view(base.shape).to(base.dtype)
-        weight, bias = self.frozen
-        whole: Tensor = _Apply.apply(flat, self.slots.anchor, weight, bias, bounds, factors, masks)
-        return whole.view(*x.shape[:-1], -1)
+        weight, bias = self.frozen or (None, None)
+        if lora_grouped.is_worth_it(x, bounds) and not any(kept is not None for kept in masks):
+            stack = self.slots.stack(self.site)
+            groups = stream.groups(x.shape, len(stack.scales))
+            out = lora_grouped.ApplyGrouped.apply(flat, self.slots.anchor, weight, bias, stack, groups)
+        else:
+            out = _Apply.apply(flat, self.slots.anchor, weight, bias, bounds, factors, masks)
+        whole: Tensor = out.view(*x.shape[:-1], -1)
+        # a quantised weight can be multiplied by its layer only
+        return whole if self.frozen is not None else self.base(x) + whole
 
     def _masks(
         self, x: Tensor, stream: Stream, bounds: Sequence[Bound], factors: Sequence[Factors]

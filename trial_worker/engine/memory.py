@@ -7,7 +7,7 @@ a slot does not use stays zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trial_worker.engine.lora import Factors
+from trial_worker.engine.lora_grouped import Stack
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ class Memory:
         )
         self.steps = [torch.zeros((), device=device) for _ in range(slots)]
         self.anchor = torch.zeros((), device=device, dtype=dtype, requires_grad=True)
+        self.scales = torch.zeros(slots, device=device, dtype=dtype)
         self._factors: dict[tuple[int, int], Factors] = {}
+        self._stacks: dict[int, Stack] = {}
         self._ranks: dict[int, int] = {}
 
     def open(self, slot: int, rank: int, scale: float, dropout: float) -> None:
@@ -125,6 +128,7 @@ class Memory:
         assert rank <= self.layout.rank
         self.close(slot)
         self._ranks[slot] = rank
+        self.scales[slot] = scale
         weights, gradients = self.weights[slot], self.gradients[slot]
         for site in range(len(self.layout.sites)):
             pairs = self.layout.factors(weights, site, rank), self.layout.factors(gradients, site, rank)
@@ -140,6 +144,18 @@ class Memory:
     def factors(self, site: int, slot: int) -> Factors:
         """Of one layer and slot."""
         return self._factors[site, slot]
+
+    def stack(self, site: int) -> Stack:
+        """Of one layer, all slots; what a slot does not use of the largest rank is zero."""
+        if site not in self._stacks:
+            layout = self.layout
+            one, start = layout.sites[site], layout.starts[site]
+            middle = start + layout.rank * one.inputs
+            end = middle + layout.rank * one.outputs
+            a, a_gradient = (m[:, start:middle].unflatten(1, (layout.rank, -1)) for m in (self.weights, self.gradients))
+            b, b_gradient = (m[:, middle:end].unflatten(1, (layout.rank, -1)) for m in (self.weights, self.gradients))
+            self._stacks[site] = Stack(a, b, a_gradient, b_gradient, self.scales)
+        return self._stacks[site]
 
     def named(self, slot: int) -> dict[str, Tensor]:
         """The slot's weights by name; views."""
@@ -166,9 +182,3 @@ class Memory:
             for name, tensor in other.layout.named(theirs[slot], other._ranks[slot]).items():
                 new[name].copy_(tensor)
         self.steps[target].copy_(other.steps[slot])
-
-
-def give(named: Mapping[str, Tensor], values: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Copy values into views of the same names."""
-    for name in names:
-        named[name].copy_(values[name])

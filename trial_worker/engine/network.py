@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -12,8 +13,11 @@ from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
 from trial_worker.engine.heads import Reader, SlotHead, initialise, read_family, read_mean, read_tokens, reading_logits
 from trial_worker.engine.lora import Factors, SlotLinear
+from trial_worker.engine.lora_grouped import Stack
 from trial_worker.engine.memory import HeadWeight, Layout, Memory
 from trial_worker.engine.survey import Kind, Survey, head_weights, resolve_alpha, survey
+
+RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
 
 
 class Network:
@@ -42,6 +46,10 @@ class Network:
         """As `lora.Slots`."""
         return self.memory.factors(site, slot)
 
+    def stack(self, site: int) -> Stack:
+        """As `lora.Slots`."""
+        return self.memory.stack(site)
+
     def install(self) -> None:
         """Put the slots' layers and heads into the model."""
         if self._reader is None:
@@ -60,7 +68,7 @@ class Network:
     def open(self, slot: int, settings: Settings, seed: int) -> None:
         """A unit takes a slot: fresh weights from its seed alone, PEFT's for LoRA, transformers' for a head."""
         if settings.lora_rank > self.memory.layout.rank:
-            self._grow(settings.lora_rank)
+            self._grow(math.ceil(settings.lora_rank / RANKS) * RANKS)
         self._enter(slot, settings)
         named = self.memory.named(slot)
         for name, value in self._fresh(settings.lora_rank, seed).items():

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,23 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
+class Groups:
+    """Which vectors are whose. ends: (slots,) int32, where each slot's end. slots: (vectors,) int64, of each vector."""
+
+    ends: Tensor
+    slots: Tensor
+
+    @classmethod
+    def of(cls, bounds: Sequence[Bound], slots: int, device: torch.device) -> Groups:
+        """Of bounds in the order of their slots."""
+        counts = torch.zeros(slots, dtype=torch.int64)
+        for bound in bounds:
+            counts[bound.slot] = bound.end - bound.start
+        owners = torch.repeat_interleave(torch.arange(slots), counts)
+        return cls(counts.cumsum(0).to(device, torch.int32), owners.to(device))
+
+
+@dataclass(frozen=True, eq=False)
 class Stream:
     """One micro-step's rows.
 
@@ -50,6 +68,7 @@ class Stream:
     lengths: tuple[int, ...]
     device: torch.device
     keys: Tensor | None = field(default=None, repr=False)
+    _groups: dict[Any, Groups] = field(default_factory=dict, repr=False)
 
     @property
     def rows(self) -> int:
@@ -133,6 +152,13 @@ class Stream:
         for size in shape[1:-1]:
             each *= size
         return tuple(Bound(bound.slot, bound.start * each, bound.end * each) for bound in self.row_bounds)
+
+    def groups(self, shape: Sequence[int], slots: int) -> Groups:
+        """The same for all slots of a pack, present or not."""
+        key = tuple(shape[:-1]), slots
+        if key not in self._groups:
+            self._groups[key] = Groups.of(self.bounds(shape), slots, self.device)
+        return self._groups[key]
 
     def spots(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(row, place in the row) of each vector of such a tensor, flattened; both int64."""
