@@ -5,6 +5,7 @@ Rows of equal length are one dense batch.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from trial_worker.engine.stream import Run, Stream, current
+
+try:
+    from torch.nn.attention import varlen
+except ImportError:  # no release that is supported lacks it; a build may
+    varlen = None  # type: ignore[assignment]
 
 NAME = "foldtune_stream"
 _UNKNOWN = ("softcap", "s_aux", "position_bias")  # what changes the scores themselves: the model keeps its own way
@@ -62,7 +68,28 @@ def stream_attention(
     if dropout or query.shape[2] != stream.tokens:
         raise NotImplementedError("attention with dropout, or outside the stream")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    return _by_runs(query, key, value, stream, scaling, causal, sliding_window), None
+    compute = _by_kernel if query.is_cuda and query.dtype.itemsize == 2 and _VARIABLE else _by_runs
+    return compute(query, key, value, stream, scaling, causal, sliding_window), None
+
+
+def _by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, stream: Stream, scale: float | None, causal: bool, reach: int | None
+) -> Tensor:
+    """All rows in one kernel of variable length (torch's flash attention)."""
+    if key.shape[1] != query.shape[1]:
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    if scale is not None:  # the kernel's own is 1 / sqrt(size), which not every version lets one change
+        query = query * (scale * query.shape[-1] ** 0.5)
+    if reach is not None and stream.width > reach:
+        edges = (reach - 1, 0) if causal else (reach, reach)
+    else:
+        edges = (-1, 0) if causal else (-1, -1)
+    options: dict[str, Any] = {"window_size": edges} if "window_size" in _VARIABLE else {"is_causal": causal}
+    if edges[0] >= 0 and "window_size" not in _VARIABLE:
+        return _by_runs(query, key, value, stream, query.shape[-1] ** -0.5, causal, reach)
+    q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
+    out: Tensor = varlen.varlen_attn(q, k, v, stream.offsets, stream.offsets, stream.width, stream.width, **options)
+    return out.unsqueeze(0)
 
 
 def _by_runs(
@@ -123,6 +150,7 @@ class _Runs(torch.autograd.Function):
         return *(_joined(each).transpose(1, 2) for each in zip(*parts, strict=True)), None, None, None
 
 
+_VARIABLE = frozenset(inspect.signature(varlen.varlen_attn).parameters) if varlen is not None else frozenset()
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 

@@ -49,12 +49,21 @@ class Base:
 
     @classmethod
     def load(
-        cls, pin: ModelPin, family: str, labels: int, device: torch.device | str = "cpu", *, streams: bool = True
+        cls,
+        pin: ModelPin,
+        family: str,
+        labels: int,
+        device: torch.device | str = "cpu",
+        *,
+        streams: bool = True,
+        precision: str = "auto",
     ) -> Base:
-        """Load what the pin names: safetensors only, no code from the model's repository, float32.
+        """Load what the pin names: safetensors only, no code from the model's repository.
 
         family: "sequence" (a classifier over `labels` classes) or "causal" (a language model).
         streams: compute rows without padding where the model allows it.
+        precision: of the frozen weights and of what is computed with them: "float32", "bfloat16", or "auto", bfloat16
+            on a GPU that has it in hardware. Adapters, heads, losses and AdamW are float32 in any case.
 
         Raises:
             UnusableModel: no such model, no safetensors weights, weights missing, or not of this family.
@@ -66,7 +75,7 @@ class Base:
             options = {**options, "num_labels": labels, "ignore_mismatched_sizes": True}
         model, found = _FAMILIES[family].from_pretrained(
             place,
-            dtype=torch.float32,
+            dtype=_dtype(precision, torch.device(device)),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -83,6 +92,15 @@ class Base:
         streams = streams and open_window(model) is not None
         plain = family == "causal" and has_plain_head(model)
         return cls(model, tokenizer, torch.device(device), pin, heads, _limit(model, tokenizer), streams, plain)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be auto, float32 or bfloat16, got {precision!r}")
+    return torch.float32 if precision == "float32" else torch.bfloat16
 
 
 def locate(pin: ModelPin) -> tuple[str, dict[str, Any]]:

@@ -41,9 +41,16 @@ class SlotHead(nn.Module):
             return plain
         outputs: list[Tensor] = []
         for bound in stream.row_bounds:
-            mine = tuple(x[bound.start : bound.end] if isinstance(x, Tensor) else x for x in inputs)
-            outputs.append(functional_call(self.template, dict(self.weights[bound.slot]), mine))
+            weights = dict(self.weights[bound.slot])
+            wide = next(iter(weights.values())).dtype
+            mine = tuple(_as(x[bound.start : bound.end], wide) if isinstance(x, Tensor) else x for x in inputs)
+            outputs.append(functional_call(self.template, weights, mine))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A head computes in its own precision, whatever the frozen layers before it do."""
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 def read_family(model: PreTrainedModel) -> Reader:
