@@ -37,7 +37,7 @@ test-slow: $(STAMP)  ## whole studies, minutes each; writes a dated result under
 chaos: $(STAMP)  ## kill processes of a study at random and check that nothing is lost (KILLS=1000 for long)
 	$(BIN)/python -m benchmarks.chaos --seed $(SEED) --kills $(KILLS) --workers 6
 
-crash-points: $(STAMP)  ## die at every statement, fsync and rename of a study's life; half an hour
+crash-points: $(STAMP)  ## die at every statement, fsync and rename of a study's life; an hour
 	$(BIN)/python -m benchmarks.crash_points --jobs $(JOBS)
 
 lint: $(STAMP)  ## ruff (rules and format) and mypy

@@ -1,7 +1,8 @@
 """Die at every statement, commit, fsync and rename of a study's life, and see it heal: run by test_crash_points.py.
 
-`python -m tests.database.crash_scenario SERVER_URL TEMPLATE FOLDER SHARE OF [--every]` prints one JSON object: how many
-places there are, and what was found wrong after a death at each. One process without threads, which forks: a fresh one
+`python -m tests.database.crash_scenario SERVER_URL TEMPLATE FOLDER SHARE OF [PATTERN]` prints one JSON object: how many
+places there are, and what was found wrong after a death at each; of a short choice, or of all whose name the regular
+expression finds. One process without threads, which forks: a fresh one
 for each place would spend its seconds on imports.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import sys
@@ -209,13 +211,14 @@ def warm_up(url: str, root: Path) -> Any:
     return found
 
 
-def chosen(places: Sequence[str], every: bool) -> list[str]:
-    """All places; or the first of each name, our own statements and files only, where something changes.
+def chosen(places: Sequence[str], pattern: str | None) -> list[str]:
+    """All places with the pattern in their names; without one a short choice.
 
-    Between the end of a statement and the beginning of the next nothing does, nor by reading: one place is enough.
+    That is the first place of each name, our own statements and files only, where something changes. Between the end of a
+    statement and the beginning of the next nothing does, nor by reading: one place is enough.
     """
-    if every:
-        return list(places)
+    if pattern is not None:
+        return [place for place in places if re.search(pattern, place)]
     first: dict[str, str] = {}
     for place in places:
         first.setdefault(place.rpartition("@")[0], place)
@@ -227,7 +230,7 @@ def _as_before(place: str) -> bool:
     return (place.startswith("after ") and "#" in place) or place.startswith("before SELECT")
 
 
-def main(server: str, template: str, root: Path, *, share: int, of: int, every: bool) -> dict[str, Any]:
+def main(server: str, template: str, root: Path, *, share: int, of: int, pattern: str | None) -> dict[str, Any]:
     """Visit every `of`-th of the chosen places, beginning with the `share`-th."""
     lifecycle.RETURN_SECONDS = 0.0  # no owner will come back
     with postgres.fresh_database(server, template) as url:
@@ -239,7 +242,7 @@ def main(server: str, template: str, root: Path, *, share: int, of: int, every: 
         assert in_child(lambda: live(url, undisturbed), None, undisturbed / "places") == 0
         problems = {"none": answer_of(lambda: wrong(url, undisturbed, expected), undisturbed / "answer")}
     places = (undisturbed / "places").read_text().splitlines()
-    visited = chosen(places, every)[share::of]
+    visited = chosen(places, pattern)[share::of]
     survived = []
     for number, place in enumerate(visited):
         folder = root / str(number)
@@ -255,7 +258,7 @@ def main(server: str, template: str, root: Path, *, share: int, of: int, every: 
         shutil.rmtree(folder)
     return {
         "places": len(places),
-        "chosen": len(chosen(places, every)),
+        "chosen": len(chosen(places, pattern)),
         "visited": len(visited),
         "survived": survived,
         "problems": {place: found for place, found in problems.items() if found},
@@ -264,5 +267,6 @@ def main(server: str, template: str, root: Path, *, share: int, of: int, every: 
 
 if __name__ == "__main__":
     share, of = int(sys.argv[4]), int(sys.argv[5])
-    found = main(*sys.argv[1:3], Path(sys.argv[3]), share=share, of=of, every="--every" in sys.argv)
+    pattern = sys.argv[6] if len(sys.argv) > 6 else None
+    found = main(*sys.argv[1:3], Path(sys.argv[3]), share=share, of=of, pattern=pattern)
     print(json.dumps(found))
