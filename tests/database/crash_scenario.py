@@ -214,8 +214,8 @@ def warm_up(url: str, root: Path) -> Any:
 def chosen(places: Sequence[str], pattern: str | None) -> list[str]:
     """All places with the pattern in their names; without one a short choice.
 
-    That is the first place of each name, our own statements and files only, where something changes. Between the end of a
-    statement and the beginning of the next nothing does, nor by reading: one place is enough.
+    That is the first place of each name, our own statements and files only, where something changes. Between the end of
+    a statement and the beginning of the next nothing does, nor by reading: one place is enough.
     """
     if pattern is not None:
         return [place for place in places if re.search(pattern, place)]
