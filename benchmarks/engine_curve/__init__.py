@@ -1,0 +1,1 @@
+"""Throughput of a pack over slots, tokens and model sizes."""
