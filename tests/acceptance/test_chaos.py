@@ -44,7 +44,7 @@ def test_a_storm_leaves_no_trace_in_the_results(options: tuple[str, ...]) -> Non
     assert found["violations"] == [], done.stderr
     assert {name: found[name] for name in ZERO} == dict.fromkeys(ZERO, 0)
     assert done.returncode == 0
-    assert found["kills"] >= 20
+    assert found["kills"] >= 18
     assert found["trials"] == 7
     assert found["recoveries"] == 0 or found["recovery_p50_s"] < 45
 

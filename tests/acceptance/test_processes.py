@@ -77,6 +77,7 @@ def test_ctrl_c_stops_a_run_and_the_same_command_goes_on_to_the_same_numbers(
     assert rows(engine, "SELECT count(*) FROM unit WHERE state = 'done'") == [(10,)]
 
 
+@pytest.mark.slow  # test_recovery.py does the same with an engine that starts at once
 def test_a_killed_trainer_is_replaced_and_the_numbers_are_those_of_an_unbroken_run(
     tmp_path: Path, storage: str, engine: Engine
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_killed_trainer_is_replaced_and_the_numbers_are_those_of_an_unbroken_r
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_a_trainer_killed_while_it_loads_the_study_is_replaced(study: Path, storage: str, engine: Engine) -> None:
     assert foldtune("launch", str(study), OPTUNA_STORAGE=storage).returncode == 0
     worker = start("worker", "tiny", OPTUNA_STORAGE=storage)

@@ -227,7 +227,7 @@ def test_the_engine_form_needs_no_optuna_and_no_database(name: str) -> None:
     apart = ("optuna", "sklearn", "sqlalchemy", "pydantic", "accelerate", "datasets", "ray")
     assert not {module for module in imported if str(module).split(".")[0] in apart}
     ours = {module for module in imported if str(module).startswith(("orchestrator", "trial_worker"))}
-    assert ours <= {"orchestrator.contract", "trial_worker.engine", "trial_worker.tasks"}
+    assert ours <= {"orchestrator.contract", "trial_worker.engine", "trial_worker.engine.stream", "trial_worker.tasks"}
 
 
 # --- real processes ----------------------------------------------------------------------------------------
