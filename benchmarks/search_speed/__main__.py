@@ -60,7 +60,7 @@ def measured(options: Options) -> dict[str, Any]:
     """Everything, as the JSON object."""
     work = replay.load(options.replay)
     work = work.quick() if options.quick else work
-    around = {"machine": machine.describe(), "versions": machine.versions(), "commit": harness.commit()}
+    around = {"machine": machine.describe(), "versions": machine.versions(), "commit": machine.commit()}
     not_run = harness.absent(options)
     found = figures.compose(work, harness.run(options, not_run))
     if "product" not in not_run:

@@ -169,16 +169,15 @@ class Memory:
             "exp_avg_sq": self.layout.named(self.square[slot], rank),
         }
 
-    def copy_from(self, other: Memory, slot: int, to: int | None = None) -> None:
+    def copy_from(self, other: Memory, slot: int) -> None:
         """Take over a slot from a memory of another layout, its place in the accumulation included."""
-        target = slot if to is None else to
         pairs = zip(
             (self.weights, self.gradients, self.mean, self.square),
             (other.weights, other.gradients, other.mean, other.square),
             strict=True,
         )
         for mine, theirs in pairs:
-            new = self.layout.named(mine[target], self._ranks[target])
+            new = self.layout.named(mine[slot], self._ranks[slot])
             for name, tensor in other.layout.named(theirs[slot], other._ranks[slot]).items():
                 new[name].copy_(tensor)
-        self.steps[target].copy_(other.steps[slot])
+        self.steps[slot].copy_(other.steps[slot])

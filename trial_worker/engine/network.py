@@ -14,7 +14,7 @@ from trial_worker.engine.base import Base
 from trial_worker.engine.heads import Reader, SlotHead, initialise, read_family, read_mean, read_tokens, reading_logits
 from trial_worker.engine.lora import Factors, SlotLinear
 from trial_worker.engine.lora_grouped import Stack
-from trial_worker.engine.memory import HeadWeight, Layout, Memory
+from trial_worker.engine.memory import Layout, Memory
 from trial_worker.engine.survey import Kind, Survey, head_weights, resolve_alpha, survey
 
 RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
@@ -31,7 +31,7 @@ class Network:
         self.kind = kind
         self.slots = slots
         self.survey: Survey = survey(base, kind)
-        self._heads = tuple(HeadWeight(*found) for found in head_weights(self.survey.heads))
+        self._heads = head_weights(self.survey.heads)
         self._head_views: dict[str, dict[int, Mapping[str, Tensor]]] = {one.prefix: {} for one in self.survey.heads}
         self._open: dict[int, Settings] = {}
         self.memory = self._memory(rank=0)

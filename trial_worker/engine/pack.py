@@ -83,7 +83,7 @@ class Pack:
         """
         for new in [new for new in self._new if new.unit == unit]:
             self._new.remove(new)
-            return [_ended(new, Outcome.DROPPED, reason, checkpoint=new.resume if keep else None)]
+            return [new.ended(Outcome.DROPPED, reason, checkpoint=new.resume if keep else None)]
         for slot in [slot for slot in self._slots.values() if slot.unit.unit == unit]:
             checkpoint = slot.checkpoint() if keep else None
             return [self._end(slot, Outcome.DROPPED, reason, checkpoint=checkpoint)]
@@ -117,7 +117,7 @@ class Pack:
             place = min(set(range(self.slots)) - self._slots.keys())
             slot = Slot(place, unit, self.base, self.rows, network)
             if slot.finished:
-                return [_ended(unit, Outcome.DONE)]
+                return [unit.ended(Outcome.DONE)]
             network.install()
             self._slots[place] = slot
         except Exception as error:
@@ -133,7 +133,7 @@ class Pack:
 
     def _end(self, slot: Slot, outcome: Outcome, reason: str = "", checkpoint: Checkpoint | None = None) -> UnitEnded:
         self._vacate(slot)
-        return _ended(slot.unit, outcome, reason, checkpoint=checkpoint)
+        return slot.unit.ended(outcome, reason, checkpoint=checkpoint)
 
     def _vacate(self, slot: Slot) -> None:
         assert self._network is not None
@@ -266,24 +266,11 @@ class Pack:
             slot.clock.spend(seconds * own / whole)
 
 
-def _ended(
-    unit: TrainUnit, outcome: Outcome, reason: str = "", evidence: str = "", checkpoint: Checkpoint | None = None
-) -> UnitEnded:
-    return UnitEnded(
-        unit=unit.unit,
-        lease_epoch=unit.lease_epoch,
-        outcome=outcome,
-        reason=reason,
-        evidence=evidence,
-        checkpoint=checkpoint,
-    )
-
-
 def _failed(unit: TrainUnit, error: Exception) -> UnitEnded:
     """With the evidence; a device that was full before any row was computed had no room for the adapter."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     evidence = "".join(traceback.format_exception(error))
-    return _ended(unit, Outcome.INFEASIBLE if is_out_of_memory(error) else Outcome.FAILED, reason, evidence)
+    return unit.ended(Outcome.INFEASIBLE if is_out_of_memory(error) else Outcome.FAILED, reason, evidence)
 
 
 def open_study(study: OpenStudy, device: torch.device) -> Pack:

@@ -21,7 +21,7 @@ from orchestrator.contract import Settings
 from trial_worker.engine.base import Base
 from trial_worker.engine.heads import MeanHead
 from trial_worker.engine.lora import is_linear
-from trial_worker.engine.memory import Site
+from trial_worker.engine.memory import HeadWeight, Site
 from trial_worker.engine.optimizer import decays
 
 ADAPTER = "default"  # PEFT's name, so that an exported adapter needs no renaming
@@ -170,10 +170,10 @@ def resolve_alpha(alpha: float | str, rank: int) -> float:
         raise ValueError(f"lora_alpha must be a number or a multiple of the rank such as 2r, got {alpha!r}") from None
 
 
-def head_weights(heads: Sequence[Head]) -> list[tuple[str, tuple[int, ...], bool]]:
-    """(name, shape, whether it decays) of every parameter of the heads."""
-    return [
-        (f"{head.prefix}.{name}", tuple(p.shape), decays(f"{head.prefix}.{name}"))
+def head_weights(heads: Sequence[Head]) -> tuple[HeadWeight, ...]:
+    """Every parameter of the heads."""
+    return tuple(
+        HeadWeight(f"{head.prefix}.{name}", tuple(p.shape), decays(f"{head.prefix}.{name}"))
         for head in heads
         for name, p in head.template.named_parameters()
-    ]
+    )
