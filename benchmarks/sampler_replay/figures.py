@@ -9,8 +9,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
+from benchmarks.order import Trial
 from benchmarks.sampler_replay.simulate import Outcome
-from benchmarks.sampler_replay.state import Trial
 from benchmarks.sampler_replay.table import Table
 
 WITHIN = 0.01  # of the best of the whole grid

@@ -8,19 +8,19 @@ happens at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from benchmarks.order import Judge, Place, Trial, Trials
 from benchmarks.sampler_replay import proposals
 from benchmarks.sampler_replay.proposals import Sampler
-from benchmarks.sampler_replay.state import Trial, Trials
-from benchmarks.sampler_replay.table import Place, Table
+from benchmarks.sampler_replay.table import Table
 from orchestrator import lifecycle, racing
-from orchestrator.racing import Fold, Folds, Incumbent, Rules
+from orchestrator.racing import Fold, Rules
+from orchestrator.study import Past
 
 SAMPLERS = ("grid", "random", "tpe", "gp")
 CAPS = ("product", "slots", "none")
-Judge = Callable[[Rules, Folds, Incumbent], str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +76,14 @@ def simulate(table: Table, form: Form, seed: int, judge: Judge = racing.reason_t
 
 class _Replay:
     def __init__(self, table: Table, form: Form, seed: int, judge: Judge) -> None:
-        self.table, self.form, self.seed, self.judge = table, form, seed, judge
-        self.trials = Trials(table)
-        self.rules = Rules(rule=form.rule, objective=table.objective, folds=table.plan.folds, hopeless=form.hopeless)
+        self.table, self.form, self.seed = table, form, seed
+        rules = Rules(rule=form.rule, objective=table.objective, folds=table.plan.folds, hopeless=form.hopeless)
+        self.trials = Trials(tuple(table.plan.units), rules, judge if form.raced else None)
         self.asked = proposals.asked(table, ranges=form.ranges)
         self.budget = table.points if form.sampler == "grid" else form.trials
         self.sampler = Sampler(table=table, asked=self.asked, name=form.sampler, trials=self.budget, seed=seed)
         self.busy: dict[int, tuple[Trial, Place]] = {}
         self.epochs: dict[tuple[int, Place], int] = {}
-        self.changed: set[int] = set()  # trials to judge anew: a verdict depends on trial and incumbent alone
-        self.judged_by: int | None = None
         self.steps: list[Step] = []
         self.suggestions = self.spent = self.clock = 0
         self._plan()
@@ -97,7 +95,7 @@ class _Replay:
             if not self.busy:
                 break
             self._tick()
-        left = [trial.id for trial in self.trials.all if trial.open]
+        left = [trial.id for trial in self.trials.open()]
         if left:
             raise RuntimeError(f"the replay ended with open trials: {left}")
         return Outcome(
@@ -113,10 +111,20 @@ class _Replay:
         points = proposals.order(self.table, self.seed) if self.form.sampler == "grid" else []
         if self.table.default not in points:
             there = proposals.in_space(self.asked, self.table.configurations[self.table.default].params)
-            self.trials.insert(self.table.default, searched=False, in_space=there)
+            self._insert(self.table.default, searched=False, in_space=there)
         for point in points:
-            same = self.trials.known().get(self.table.configurations[point].key)
-            self.trials.insert(point, searched=True, in_space=True, duplicate_of=same)
+            self._insert(point, duplicate_of=self._known().get(self.table.configurations[point].key))
+
+    def _insert(
+        self, configuration: int, *, searched: bool = True, in_space: bool = True, duplicate_of: int | None = None
+    ) -> None:
+        self.trials.insert(
+            configuration,
+            searched=searched,
+            in_space=in_space,
+            is_default=configuration == self.table.default,
+            duplicate_of=duplicate_of,
+        )
 
     # --- `trials.take` ----------------------------------------------------------------------------------------------
 
@@ -127,24 +135,17 @@ class _Replay:
             taken = self._take()
             if taken is None:
                 return
-            trial, place = taken
-            trial.state, trial.units[place] = "running", "leased"
-            self.busy[slot], self.epochs[trial.id, place] = taken, 0
+            trial, place = self.busy[slot] = taken
+            self.epochs[trial.id, place] = 0
 
     def _take(self) -> tuple[Trial, Place] | None:
-        while True:
-            raced = self.form.raced
-            unit = self.trials.first_rung_unit(self.rules.first_folds) if raced else self.trials.next_unit()
-            asked = unit is None and self._may_ask()
-            if unit is None and not asked and raced:
-                unit = self.trials.further_unit()
-            if not asked:
-                return unit
-            chosen, duplicate = self.sampler.propose(self.suggestions, self.trials.past(), self.trials.known())
-            self.trials.insert(chosen, searched=True, in_space=True, duplicate_of=duplicate)
+        while (unit := self.trials.take(self._may_ask)) is None and self._may_ask():
+            chosen, duplicate = self.sampler.propose(self.suggestions, self._past(), self._known())
+            self._insert(chosen, duplicate_of=duplicate)
             self.suggestions += 1
             if duplicate is not None:
-                self._settle(None)
+                self.trials.settle(None)
+        return unit
 
     def _may_ask(self) -> bool:
         if self.form.sampler == "grid" or sum(trial.searched for trial in self.trials.all) >= self.budget:
@@ -156,6 +157,26 @@ class _Replay:
         now = sum(trial.searched and trial.state == "running" for trial in self.trials.open())
         return cap is None or now < cap
 
+    def _known(self) -> Mapping[tuple[int, int], int]:
+        """Key of a configuration -> the trial that has it."""
+        configurations = self.table.configurations
+        return {
+            configurations[trial.configuration].key: trial.id for trial in self.trials.all if trial.duplicate_of is None
+        }
+
+    def _past(self) -> list[Past]:
+        """What a sampler may know: every opened trial whose values lie in the space."""
+        return [
+            Past(
+                params=self.table.configurations[trial.configuration].params,
+                state=trial.state,
+                value=trial.value,
+                reports=trial.running,
+            )
+            for trial in self.trials.all
+            if trial.in_space and trial.state != "waiting"
+        ]
+
     # --- training ---------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
@@ -165,7 +186,10 @@ class _Replay:
             trial.spent += 1
         for _, (trial, place) in sorted(self.busy.items()):
             if trial.units[place] == "leased":  # else its trial was stopped by a slot before it
+                best = self.trials.best
                 self._report(trial, place)
+                if self.trials.best is not best:
+                    self._note()
         self.busy = {
             slot: (trial, place) for slot, (trial, place) in self.busy.items() if trial.units[place] == "leased"
         }
@@ -175,51 +199,17 @@ class _Replay:
         unit = self.table.unit(trial.configuration, place)
         self.epochs[trial.id, place] = epoch = self.epochs[trial.id, place] + 1
         if epoch > len(unit.tallies):
-            trial.units[place] = "diverged"
-            self._settle(trial)
+            self.trials.diverge(trial, place)
             return
-        trial.folds[place] = Fold(done=False, epochs=dict(enumerate(unit.tallies[:epoch], start=1)))
-        self._settle(trial)
+        fold = Fold(done=False, epochs=dict(enumerate(unit.tallies[:epoch], start=1)))
+        self.trials.report(trial, place, fold)
         if epoch == len(unit.tallies) and unit.ended == "done" and trial.units[place] == "leased":
-            fold = replace(
-                trial.folds[place],
-                done=True,
-                rows=self.table.plan.split(*place)[1],
-                nats=unit.nats[-1],
-                counts=self.table.counts[place],
-            )
-            self.trials.finish_fold(trial, place, fold)
-            self._settle(trial)
+            rows, counts = self.table.plan.split(*place)[1], self.table.counts[place]
+            self.trials.report(trial, place, replace(fold, done=True, rows=rows, nats=unit.nats[-1], counts=counts))
 
-    # --- `reconcile.settle` -----------------------------------------------------------------------------------------
-
-    def _settle(self, changed: Trial | None) -> None:
-        """Close the trial that changed if its units decide it; stop whom racing stops; close repetitions."""
-        if changed is not None:
-            self.changed.add(changed.id)
-            state = lifecycle.trial_end(list(changed.units.values()))
-            if state is not None:
-                self.trials.close(changed, state)
-                if changed is self.trials.best:
-                    self._note(changed)
-        if self.form.raced and self.trials.best is not None:
-            self._race(self.trials.best)
-        self.trials.close_copies()
-
-    def _note(self, best: Trial) -> None:
+    def _note(self) -> None:
+        best = self.trials.best
+        assert best is not None
         begun = sum(each.searched and each.state != "waiting" for each in self.trials.all)
         value = best.value if best.value is not None else math.nan
         self.steps.append(Step(trial=best.id, value=value, trials=begun, spent=self.spent, clock=self.clock))
-
-    def _race(self, best: Trial) -> None:
-        """`rungs.verdicts`, for the trials whose verdict may have changed."""
-        if best.id != self.judged_by:
-            self.changed = {trial.id for trial in self.trials.open()}
-            self.judged_by = best.id
-        incumbent = Incumbent(name="the best trial", folds=best.folds)
-        for trial in [self.trials.all[number] for number in sorted(self.changed)]:
-            if not trial.raced or trial.state != "running" or not trial.folds:
-                continue
-            if self.judge(self.rules, trial.folds, incumbent) is not None:
-                self.trials.close(trial, "stopped")
-        self.changed.clear()

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.order import Place
 from orchestrator import objective
 from orchestrator.contract import pack_floats
 from orchestrator.folds import FoldPlan
 from orchestrator.objective import MAXIMIZE, Tallies
 
 FORMAT = 1
-Place = tuple[int, int]  # (repeat, fold)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 
 from benchmarks.search_speed import account, scores
-from benchmarks.search_speed.account import Tokens, UnitResult
+from benchmarks.search_speed.account import Tokens
 from benchmarks.search_speed.replay import Replay
-from orchestrator.contract import EpochDone, Outcome, TrainUnit, UnitEnded, canonical, derive_seed
+from orchestrator.contract import EpochDone, Outcome, Progress, TrainUnit, canonical, derive_seed
 from trial_worker.engine import Base, Pack, Rows, prepare
 from trial_worker.engine.stream import current
 from trial_worker.tasks import task_named
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A unit and its last epoch; None where it diverged."""
-
-    unit: TrainUnit
-    last: EpochDone | None
-
-
 def work(line: Connection, replay: Replay) -> None:
     """Train what the other end of the line hands out, then the winner once more; see `fleet`."""
-    from benchmarks.search_speed.fleet import Hello, Over, Want
+    from benchmarks.search_speed.fleet import Epoch, Hello, Over, Want
 
     account.now()
     device = prepare()
@@ -51,36 +42,45 @@ def work(line: Connection, replay: Replay) -> None:
     def wanted(idle: bool) -> TrainUnit | None:
         line.send(Want(idle=idle))
         found: TrainUnit | None = line.recv()
-        if found is not None:
-            tokens.worked(lengths, found.train, found.validation, found.settings.epochs)
         return found
 
-    def heard(ended: Ended) -> None:
-        tallies = None if ended.last is None else ended.last.tallies
-        line.send(
-            UnitResult(
-                trial=ended.unit.trial,
-                fold=ended.unit.fold,
-                nats=None if tallies is None else tallies["nats"],
-                items=len(ended.unit.validation),
-                correct=0 if tallies is None else tallies["correct"],
+    def heard(one: TrainUnit, done: EpochDone | None) -> bool:
+        if done is None:
+            said = Epoch(unit=one.unit, epoch=0, last=True, tallies=None)
+        else:
+            tokens.worked(lengths, one.train, one.validation, 1)
+            said = Epoch(
+                unit=one.unit,
+                epoch=done.epoch,
+                last=done.epoch == one.settings.epochs,
+                tallies=done.tallies,
+                nats=_floats(done.predictions.nats),
+                counts=_floats(done.predictions.counts),
             )
-        )
+        line.send(said)
+        still_wanted: bool = line.recv()
+        return still_wanted
 
     drive(pack, wanted, heard)
     line.send(Over(search=account.now() - started, tokens=tokens))
     meter.tokens = None
-    line.send([_logits(ended.last, len(task.labels)) for ended in _on_test(replay, pack, line.recv())])
+    line.send([_logits(done, len(task.labels)) for done in _on_test(replay, pack, line.recv())])
 
 
-def drive(pack: Pack, wanted: Callable[[bool], TrainUnit | None], heard: Callable[[Ended], None]) -> None:
-    """Keep the pack's slots filled until nothing is wanted any more. wanted: is told whether nothing trains.
+def drive(
+    pack: Pack,
+    wanted: Callable[[bool], TrainUnit | None],
+    heard: Callable[[TrainUnit, EpochDone | None], bool],
+) -> None:
+    """Keep the pack's slots filled until nothing is wanted any more.
+
+    wanted: is told whether nothing trains. heard: is told of every epoch, None where the unit diverged, and says
+    whether the unit is still wanted.
 
     Raises:
-        RuntimeError: a unit ended otherwise than trained or diverged.
+        RuntimeError: a unit ended otherwise than trained, diverged or unwanted.
     """
     running: dict[int, TrainUnit] = {}
-    last: dict[int, EpochDone] = {}
     while True:
         while pack.free and (one := wanted(not running)) is not None:
             running[one.unit] = one
@@ -88,13 +88,19 @@ def drive(pack: Pack, wanted: Callable[[bool], TrainUnit | None], heard: Callabl
         if not running:
             return
         for event in pack.advance():
+            if isinstance(event, Progress):
+                continue
+            one = running[event.unit]
             if isinstance(event, EpochDone):
-                last[event.unit] = event
-            elif isinstance(event, UnitEnded):
-                if event.outcome not in (Outcome.DONE, Outcome.DIVERGED):
-                    raise RuntimeError(f"unit {event.unit}: {event.outcome}: {event.reason}\n{event.evidence}")
-                done = last.pop(event.unit, None)
-                heard(Ended(unit=running.pop(event.unit), last=done if event.outcome == Outcome.DONE else None))
+                if not heard(one, event) and event.epoch < one.settings.epochs:
+                    del running[event.unit]
+                    pack.drop(event.unit, "racing")
+                continue
+            if event.outcome not in (Outcome.DONE, Outcome.DIVERGED):
+                raise RuntimeError(f"unit {event.unit}: {event.outcome}: {event.reason}\n{event.evidence}")
+            del running[event.unit]
+            if event.outcome == Outcome.DIVERGED:
+                heard(one, None)
 
 
 def unit(replay: Replay, trial: int, fold: int, *, number: int, test: bool = False) -> TrainUnit:
@@ -115,18 +121,29 @@ def unit(replay: Replay, trial: int, fold: int, *, number: int, test: bool = Fal
     )
 
 
-def _on_test(replay: Replay, pack: Pack, trial: int) -> Sequence[Ended]:
-    """The winner's fold models, trained again from their seeds."""
+def _on_test(replay: Replay, pack: Pack, trial: int) -> list[EpochDone]:
+    """The last epochs of the winner's fold models, trained again from their seeds."""
     waiting = [
         unit(replay, trial, fold, number=number, test=True)
         for number, fold in enumerate(replay.trial(trial).folds, start=1_000_000)
     ]
-    found: list[Ended] = []
-    drive(pack, lambda _: waiting.pop(0) if waiting else None, found.append)
-    return found
+    found: dict[int, EpochDone] = {}
+
+    def heard(one: TrainUnit, done: EpochDone | None) -> bool:
+        if done is None:
+            raise RuntimeError("the winner's folds do not repeat")
+        found[one.unit] = done
+        return True
+
+    drive(pack, lambda _: waiting.pop(0) if waiting else None, heard)
+    return list(found.values())
 
 
-def _logits(done: EpochDone | None, classes: int) -> np.ndarray:
-    if done is None or done.predictions.logits is None:
-        raise RuntimeError("the winner's folds do not repeat")
+def _logits(done: EpochDone, classes: int) -> np.ndarray:
+    assert done.predictions.logits is not None
     return np.frombuffer(base64.b64decode(done.predictions.logits), dtype="<f2").reshape(-1, classes)
+
+
+def _floats(packed: str) -> Sequence[float]:
+    values: list[float] = np.frombuffer(base64.b64decode(packed), dtype="<f4").tolist()
+    return values

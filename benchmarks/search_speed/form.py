@@ -24,11 +24,11 @@ def _plain(form: str, keep: bool, own_dropout: bool) -> Callable[[Replay], Run]:
     return run
 
 
-def _engine(form: str, racing: bool) -> Callable[[Replay], Run]:
+def _engine(form: str, raced: bool) -> Callable[[Replay], Run]:
     def run(work: Replay) -> Run:
         from benchmarks.search_speed import fleet
 
-        return fleet.run(work, form, racing=racing)
+        return fleet.run(work, form, raced=raced)
 
     return run
 
@@ -37,8 +37,8 @@ FORMS: dict[str, Callable[[Replay], Run]] = {
     "reload": _plain("reload", keep=False, own_dropout=False),
     "kept": _plain("kept", keep=True, own_dropout=False),
     "kept_own_dropout": _plain("kept_own_dropout", keep=True, own_dropout=True),
-    "foldtune": _engine("foldtune", racing=False),
-    "foldtune_racing": _engine("foldtune_racing", racing=True),
+    "foldtune": _engine("foldtune", raced=False),
+    "foldtune_racing": _engine("foldtune_racing", raced=True),
 }
 
 

@@ -15,14 +15,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.search_speed import account, figures, harness, order, product, record, replay
+from benchmarks import order
+from benchmarks.search_speed import account, figures, fleet, harness, product, record, replay
 from benchmarks.search_speed.account import Run, Spent, Tokens, UnitResult, Winner
 from orchestrator import study_file
+from orchestrator.contract import TrainUnit
+from orchestrator.spec import Racing
 from tests import tiny_models
 from tests.acceptance.commands import ROOT
 
 FOLDER = Path(figures.__file__).parent
-LIGHT = ("account", "engine", "figures", "form", "harness", "machine", "order", "replay", "scores", "__main__")
+NAMES = ("account", "engine", "figures", "fleet", "form", "harness", "machine", "replay", "scores", "__main__")
+LIGHT = (*(FOLDER / f"{name}.py" for name in NAMES), Path(order.__file__))
+PURE = ("contract", "lifecycle", "objective", "racing")
 STUDY = """
 study: tiny
 model: {{path: ./model}}
@@ -95,44 +100,66 @@ def test_a_replay_that_contradicts_itself_is_refused(glosses: replay.Replay, cha
 # --- order and stopping --------------------------------------------------------------------------------------
 
 
-def simulate(feed: order.Feed, loss: dict[int, float], slots: int = 1) -> list[order.Unit]:
-    """Train with so many slots; the oldest unit ends first."""
-    running: list[order.Unit] = []
+def simulate(
+    work: replay.Replay, loss: dict[int, float], *, raced: bool, slots: int = 1
+) -> tuple[fleet.Study, list[tuple[int, int]]]:
+    """Train units of one epoch with so many slots; the oldest ends first. Returns also (trial, fold) as handed out."""
+    study = fleet.Study(work, raced=raced)
+    running: list[TrainUnit] = []
+    ran: list[tuple[int, int]] = []
     while True:
-        while len(running) < slots and (unit := feed.next()) is not None:
+        while len(running) < slots and (unit := study.next()) is not None:
             running.append(unit)
+            ran.append((unit.trial, unit.fold))
         if not running:
-            return feed.ran
-        trial, fold = running.pop(0)
-        feed.done(trial, loss[trial] + 0.01 * fold if math.isfinite(loss[trial]) else None)
+            return study, ran
+        unit = running.pop(0)
+        each = loss[unit.trial] + 0.01 * unit.fold
+        items = len(unit.validation)
+        tallies = {"nats": each * items, "items": items, "correct": 0} if math.isfinite(each) else None
+        study.heard(
+            fleet.Epoch(unit=unit.unit, epoch=1, last=True, tallies=tallies, nats=[each] * items, counts=[1.0] * items)
+        )
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_without_racing_every_unit_runs_once(slots: int) -> None:
-    folds = {trial: range(5) for trial in range(4)}
-    ran = simulate(order.Feed(folds, racing=False), dict.fromkeys(range(4), 1.0), slots)
-    assert sorted(ran) == [(trial, fold) for trial in range(4) for fold in range(5)]
+def test_without_racing_every_unit_runs_once(slots: int, glosses: replay.Replay) -> None:
+    study, ran = simulate(glosses, dict.fromkeys(range(12), 1.0), raced=False, slots=slots)
+    assert sorted(ran) == [(trial, fold) for trial in range(12) for fold in range(5)]
+    assert len(study.results) == 60
+    assert not study.stopped
 
 
-def test_racing_stops_what_is_worse_than_the_incumbents_worst_fold() -> None:
-    feed = order.Feed({trial: range(5) for trial in range(4)}, racing=True, width=1)
-    ran = simulate(feed, {0: 1.0, 1: 2.0, 2: 0.5, 3: 0.52})
-    assert Counter(trial for trial, _ in ran) == {0: 5, 1: 1, 2: 5, 3: 5}
-    assert feed.stopped == {1: 1}  # 3 is worse than 2 in every fold, but not worse than its worst
+@pytest.mark.parametrize("slots", [1, 2, 8])
+def test_racing_finishes_the_best_trial_and_stops_the_hopeless(slots: int, glosses: replay.Replay) -> None:
+    study, ran = simulate(glosses, {trial: 1.0 + abs(trial - 6) for trial in range(12)}, raced=True, slots=slots)
+    folds = Counter(trial for trial, _ in ran)
+    assert folds[6] == 5
+    assert 6 not in study.stopped
+    assert len(ran) <= 5 + 5 + 10 + 2 * slots  # the first trial, the best one, one fold of the others
+    assert account.best(study.results, study.stopped)[0] == 6
 
 
-@pytest.mark.parametrize("slots", [2, 8])
-def test_racing_with_slots_finishes_the_best_trial(slots: int) -> None:
-    feed = order.Feed({trial: range(5) for trial in range(10)}, racing=True, width=slots)
-    ran = simulate(feed, {trial: 1.0 + abs(trial - 6) for trial in range(10)}, slots)
-    assert Counter(trial for trial, _ in ran)[6] == 5
-    assert 6 not in feed.stopped
-    assert len(ran) < 50
+def test_a_trial_that_diverges_gets_no_further_fold(glosses: replay.Replay) -> None:
+    study, ran = simulate(glosses, {0: math.inf, **dict.fromkeys(range(1, 12), 1.0)}, raced=False)
+    assert Counter(trial for trial, _ in ran) == {0: 1, **dict.fromkeys(range(1, 12), 5)}
+    assert account.cv_losses(study.results)[0] is None
 
 
-def test_a_trial_that_diverges_gets_no_further_fold() -> None:
-    feed = order.Feed({0: range(3), 1: range(3)}, racing=False)
-    assert Counter(trial for trial, _ in simulate(feed, {0: math.inf, 1: 1.0})) == {0: 1, 1: 3}
+def test_a_unit_of_a_stopped_trial_is_told_at_its_next_epoch(glosses: replay.Replay) -> None:
+    study = fleet.Study(glosses, raced=True)
+    first, second = study.next(), study.next()
+    assert first is not None
+    assert second is not None
+    assert study.heard(
+        fleet.Epoch(unit=first.unit, epoch=1, last=False, tallies={"nats": 9.0, "items": 9, "correct": 0})
+    )
+    for trial, place in study._running.values():
+        trial.units[place] = "cancelled"
+    assert not study.heard(
+        fleet.Epoch(unit=second.unit, epoch=1, last=False, tallies={"nats": 9.0, "items": 9, "correct": 0})
+    )
+    assert study.busy  # the first one has not heard of it yet
 
 
 # --- figures -------------------------------------------------------------------------------------------------
@@ -219,15 +246,21 @@ def test_quick_says_what_it_leaves_out() -> None:
     assert {"product", "kept_own_dropout", "ray_tune"} <= harness.absent(options).keys()
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_the_engine_form_needs_no_optuna_and_no_database(name: str) -> None:
-    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
+def test_the_engine_form_needs_no_optuna_and_no_database(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     apart = ("optuna", "sklearn", "sqlalchemy", "pydantic", "accelerate", "datasets", "ray")
     assert not {module for module in imported if str(module).split(".")[0] in apart}
     ours = {module for module in imported if str(module).startswith(("orchestrator", "trial_worker"))}
-    assert ours <= {"orchestrator.contract", "trial_worker.engine", "trial_worker.engine.stream", "trial_worker.tasks"}
+    engine = {"trial_worker.engine", "trial_worker.engine.stream", "trial_worker.tasks"}
+    assert ours <= {"orchestrator", *(f"orchestrator.{name}" for name in PURE), *engine}
+
+
+def test_racing_here_is_the_products_default() -> None:
+    default = Racing()
+    assert {name: getattr(default, name) for name in fleet.RACING} == fleet.RACING
 
 
 # --- real processes ----------------------------------------------------------------------------------------

@@ -1,22 +1,21 @@
 """Attention over a stream: every token sees its own row only. Registered with transformers under `NAME`.
 
-Rows of equal length are one dense batch.
+On a GPU one kernel of variable length takes all rows, elsewhere rows of like length are one dense batch.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from trial_worker.engine.stream import Run, Stream, current
+from trial_worker.engine.blocks import Blocks, Places
+from trial_worker.engine.stream import Stream, current
 
 try:
     from torch.nn.attention import varlen
@@ -68,7 +67,7 @@ def stream_attention(
     if dropout or query.shape[2] != stream.tokens:
         raise NotImplementedError("attention with dropout, or outside the stream")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    compute = _by_kernel if query.is_cuda and query.dtype.itemsize == 2 and _VARIABLE else _by_runs
+    compute = _by_kernel if query.is_cuda and query.dtype.itemsize == 2 and _VARIABLE else _by_blocks
     return compute(query, key, value, stream, scaling, causal, sliding_window), None
 
 
@@ -86,97 +85,87 @@ def _by_kernel(
         edges = (-1, 0) if causal else (-1, -1)
     options: dict[str, Any] = {"window_size": edges} if "window_size" in _VARIABLE else {"is_causal": causal}
     if edges[0] >= 0 and "window_size" not in _VARIABLE:
-        return _by_runs(query, key, value, stream, query.shape[-1] ** -0.5, causal, reach)
+        return _by_blocks(query, key, value, stream, query.shape[-1] ** -0.5, causal, reach)
     q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
     out: Tensor = varlen.varlen_attn(q, k, v, stream.offsets, stream.offsets, stream.width, stream.width, **options)
     return out.unsqueeze(0)
 
 
-def _by_runs(
+def _by_blocks(
     query: Tensor, key: Tensor, value: Tensor, stream: Stream, scale: float | None, causal: bool, reach: int | None
 ) -> Tensor:
-    """Rows of equal length as one dense batch each: (1, tokens, heads, size)."""
-    near = reach is not None and stream.width > reach
-    if query.device.type == "cpu" and not near and key.shape == query.shape == value.shape:
-        whole: Tensor = _Runs.apply(query, key, value, stream.runs, scale, causal)
-        return whole
-    sizes = [run.rows * run.length for run in stream.runs]
-    # one split, whose backward is one concatenation: a slice each would give each a full-sized zero gradient
-    parts = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), stream.runs, strict=True)
-    outputs = []
-    for q, k, v, run in parts:
-        mask = _band(run.length, reach, causal, query.device) if reach is not None and run.length > reach else None
-        out = scaled_dot_product_attention(
-            _dense(q, run),
-            _dense(k, run),
-            _dense(v, run),
-            attn_mask=mask,
-            is_causal=causal and mask is None and run.length > 1,
-            scale=scale,
-            enable_gqa=k.shape[1] != q.shape[1],
-        )
-        outputs.append(out.transpose(1, 2).reshape(1, run.rows * run.length, q.shape[1], -1))
-    return torch.cat(outputs, dim=1)
+    """Rows of like length as one dense batch each (see `blocks`): any device, any precision."""
+    out: Tensor = _Blocks.apply(query, key, value, stream.blocks, scale or query.shape[-1] ** -0.5, causal, reach)
+    return out
 
 
-class _Runs(torch.autograd.Function):
-    """Attention of all runs as one node of autograd's graph.
+class _Blocks(torch.autograd.Function):
+    """softmax(scale q k^T) v of all blocks as one node of autograd's graph.
 
-    With a node for every view of every run, a layer over sixteen short rows has two hundred of them, and keeping the
-    books takes as long as the attention.
+    With a node for every view of every block, keeping autograd's books takes as long as the attention. The scores'
+    softmax is kept for the backward pass: short rows have few, and computing them anew costs a third of the whole.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], scale: float | None, causal: bool
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: Blocks,
+        scale: float,
+        causal: bool,
+        reach: int | None,
     ) -> Tensor:
-        q, k, v = (tensor.transpose(1, 2).contiguous() for tensor in (query, key, value))
-        parts, sums = zip(
-            *(_FORWARD(*(_rows(t, run) for t in (q, k, v)), 0.0, causal, scale=scale) for run in runs), strict=True
-        )
-        out = _joined(parts)
-        ctx.save_for_backward(q, k, v, out, *sums)
-        ctx.runs, ctx.scale, ctx.causal = runs, scale, causal
-        return out
+        heads = query.shape[1]
+        places = blocks.places(heads, key.shape[1])
+        q, k, v = _padded(query, places.queries), _padded(key, places.keys), _padded(value, places.keys)
+        out, kept = torch.empty_like(q), []
+        for block, forbidden in zip(blocks.blocks, blocks.forbidden(causal, reach), strict=True):
+            scores = _scaled(block.of(q, heads), block.of(k, heads).transpose(1, 2), scale)
+            if forbidden is not None:
+                scores.unflatten(0, (-1, heads)).masked_fill_(forbidden, float("-inf"))
+            weights = torch.softmax(scores, -1)
+            torch.bmm(weights, block.of(v, heads), out=block.of(out, heads))
+            kept.append(weights)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.blocks, ctx.places, ctx.scale, ctx.key_heads = blocks, places, scale, key.shape[1]
+        return _emptied(out, places, heads)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        q, k, v, out, *sums = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        parts = [
-            _BACKWARD(*(_rows(t, run) for t in (gradient, q, k, v, out)), total, 0.0, ctx.causal, scale=ctx.scale)
-            for run, total in zip(ctx.runs, sums, strict=True)
-        ]
-        return *(_joined(each).transpose(1, 2) for each in zip(*parts, strict=True)), None, None, None
+        q, k, v, *kept = ctx.saved_tensors
+        heads, places = gradient.shape[2], ctx.places
+        onward = gradient.reshape(-1, gradient.shape[3]).index_select(0, places.queries)
+        if places.padding is not None:
+            onward.index_fill_(0, places.padding, 0)  # it repeats a real token's, which would count twice
+        for_q, for_k, for_v = (torch.empty_like(q) for _ in range(3))
+        for block, weights in zip(ctx.blocks.blocks, kept, strict=True):
+            mine = block.of(onward, heads)
+            torch.bmm(weights.transpose(1, 2), mine, out=block.of(for_v, heads))
+            of_weights = torch.bmm(mine, block.of(v, heads).transpose(1, 2))
+            scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            _scaled(scores, block.of(k, heads), ctx.scale, block.of(for_q, heads))
+            _scaled(scores.transpose(1, 2), block.of(q, heads), ctx.scale, block.of(for_k, heads))
+        found = [_emptied(part, places, heads) for part in (for_q, for_k, for_v)]
+        if ctx.key_heads != heads:
+            found[1:] = [part.unflatten(2, (ctx.key_heads, -1)).sum(3) for part in found[1:]]
+        return *(part.transpose(1, 2) for part in found), None, None, None, None
 
 
 _VARIABLE = frozenset(inspect.signature(varlen.varlen_attn).parameters) if varlen is not None else frozenset()
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _rows(tensor: Tensor, run: Run) -> Tensor:
-    """(1, tokens, heads, size), contiguous -> (rows, heads, length, size), a view."""
-    heads, size = tensor.shape[2:]
-    each = heads * size
-    return tensor.as_strided(
-        (run.rows, heads, run.length, size),
-        (run.length * each, size, each, 1),
-        tensor.storage_offset() + run.start * each,
-    )
+def _padded(tensor: Tensor, places: Tensor) -> Tensor:
+    """(1, heads, tokens, size) -> (vectors, size), in blocks."""
+    return tensor.transpose(1, 2).reshape(-1, tensor.shape[3]).index_select(0, places)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """(rows, heads, length, size) of every run -> (1, tokens, heads, size), contiguous."""
-    return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts]).unsqueeze(0)
+def _emptied(padded: Tensor, places: Places, heads: int) -> Tensor:
+    """(vectors, size) -> (1, tokens, heads, size)."""
+    return padded.index_select(0, places.back).view(1, -1, heads, padded.shape[1])
 
 
-def _dense(tensor: Tensor, run: Run) -> Tensor:
-    """(1, heads, rows * length, size) -> (rows, heads, length, size), a view."""
-    return tensor.squeeze(0).unflatten(1, (run.rows, run.length)).transpose(0, 1)
-
-
-def _band(length: int, reach: int, causal: bool, device: torch.device) -> Tensor:
-    """(length, length) bool: what is seen within a sliding window."""
-    apart = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
-    return (apart >= 0) & (apart < reach) if causal else apart.abs() <= reach
+def _scaled(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """scale * left right, batch by batch."""
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale, out=out)

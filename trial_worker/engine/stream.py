@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trial_worker.engine.blocks import Blocks
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -24,19 +26,6 @@ class Bound:
     slot: int
     start: int
     end: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """`rows` rows of the same length, one after another, from token `start` on."""
-
-    start: int
-    rows: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.rows * self.length
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +90,9 @@ class Stream:
         return tuple(Bound(bound.slot, starts[bound.start], starts[bound.end]) for bound in self.row_bounds)
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """The rows in groups that attention takes as one dense batch."""
-        runs: list[Run] = []
-        for length in self.lengths:
-            if runs and runs[-1].length == length:
-                runs[-1] = Run(runs[-1].start, runs[-1].rows + 1, length)
-            else:
-                runs.append(Run(runs[-1].end if runs else 0, 1, length))
-        return tuple(runs)
+    def blocks(self) -> Blocks:
+        """The rows as attention multiplies them."""
+        return Blocks.of(self.lengths, self.device)
 
     @cached_property
     def token_rows(self) -> Tensor:

@@ -1,16 +1,22 @@
-"""A replayed study's trials: what they have shown, and which unit is next, as `orchestrator.waiting` has it."""
+"""A study's trials without its database: which unit is next, which trials stop, as the product has it.
+
+`orchestrator.waiting`, `orchestrator.rungs` and `reconcile.settle` once more, on objects in memory; a test holds them
+against each other.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.sampler_replay.table import Place, Table
-from orchestrator import objective
-from orchestrator.racing import Fold
-from orchestrator.study import Past
+from orchestrator import lifecycle, objective, racing
+from orchestrator.objective import MAXIMIZE
+from orchestrator.racing import Fold, Folds, Incumbent, Rules
+
+Place = tuple[int, int]  # (repeat, fold)
+Judge = Callable[[Rules, Folds, Incumbent], str | None]
 
 
 @dataclass
@@ -52,57 +58,46 @@ class Trial:
 
 @dataclass
 class Trials:
-    """All trials of a replay, by id."""
+    """All trials of a study, by id.
 
-    table: Table
+    units: of every trial, in their order. rules: what is compared, and how; judge: by which a trial stops, and why;
+    None: nothing is raced.
+    """
+
+    units: tuple[Place, ...]
+    rules: Rules
+    judge: Judge | None = racing.reason_to_stop
     all: list[Trial] = field(default_factory=list)
     best: Trial | None = None  # the complete trial with the best value, the default included; of equals the first
     _open: dict[int, Trial] = field(default_factory=dict)
     _copies: list[Trial] = field(default_factory=list)
+    _changed: set[int] = field(default_factory=set)  # to judge anew: a verdict depends on trial and incumbent alone
+    _judged_by: int | None = None
 
-    def insert(self, configuration: int, *, searched: bool, in_space: bool, duplicate_of: int | None = None) -> Trial:
+    def insert(
+        self,
+        configuration: int,
+        *,
+        searched: bool = True,
+        in_space: bool = True,
+        is_default: bool = False,
+        duplicate_of: int | None = None,
+    ) -> Trial:
         """A waiting trial with one unit for each fold; none if it repeats another trial."""
         trial = Trial(
             id=len(self.all),
             configuration=configuration,
             searched=searched,
-            is_default=configuration == self.table.default,
+            is_default=is_default,
             in_space=in_space,
             duplicate_of=duplicate_of,
-            units=dict.fromkeys(self.table.plan.units, "waiting") if duplicate_of is None else {},
+            units=dict.fromkeys(self.units, "waiting") if duplicate_of is None else {},
         )
         self.all.append(trial)
         self._open[trial.id] = trial
         if duplicate_of is not None:
             self._copies.append(trial)
         return trial
-
-    def finish_fold(self, trial: Trial, place: Place, fold: Fold) -> None:
-        """A unit is done."""
-        trial.folds[place], trial.units[place] = fold, "done"
-        trial.standing = objective.value(self.table.objective, (fold.last for fold in trial.done()))
-
-    def close(self, trial: Trial, state: str) -> None:
-        """End a trial, and with it what it still has to train; a complete one without a finite value has diverged."""
-        value = trial.standing if state == "complete" else None
-        trial.state, trial.value = ("diverged" if state == "complete" and value is None else state), value
-        trial.units.update({place: "cancelled" for place, unit in trial.units.items() if unit in ("waiting", "leased")})
-        sums = itertools.accumulate((fold.last for fold in trial.done()), lambda a, b: objective.add([a, b]))
-        trial.running = [float(objective.metrics(tallies)[self.table.objective]) for tallies in sums]
-        if value is not None and (self.best is None or self._rank(trial) < self._rank(self.best)):
-            self.best = trial
-
-    def close_copies(self) -> None:
-        """A suggestion that repeats a trial gets that trial's end, without training."""
-        for copy in self._copies:
-            original = self.all[copy.duplicate_of or 0]
-            copy.state, copy.value, copy.running = "running", original.value, original.running
-            if not original.open:
-                copy.state = original.state
-        self._copies = [copy for copy in self._copies if copy.open]
-
-    def _rank(self, trial: Trial) -> tuple[float, int]:
-        return self.table.sign * (trial.value or 0.0), trial.id
 
     def open(self) -> Iterator[Trial]:
         """In the order of their ids."""
@@ -112,32 +107,90 @@ class Trials:
             else:
                 del self._open[trial.id]
 
-    def known(self) -> Mapping[tuple[int, int], int]:
-        """Key of a configuration -> the trial that has it."""
-        configurations = self.table.configurations
-        return {configurations[trial.configuration].key: trial.id for trial in self.all if trial.duplicate_of is None}
+    # --- what units report ------------------------------------------------------------------------------------------
 
-    def past(self) -> list[Past]:
-        """What a sampler may know: every opened trial whose values lie in the space."""
-        return [
-            Past(
-                params=self.table.configurations[trial.configuration].params,
-                state=trial.state,
-                value=trial.value,
-                reports=trial.running,
-            )
-            for trial in self.all
-            if trial.in_space and trial.state != "waiting"
-        ]
+    def report(self, trial: Trial, place: Place, fold: Fold) -> None:
+        """A leased unit has reported this much; of the same unit once `done`, it has ended."""
+        trial.folds[place] = fold
+        if fold.done:
+            trial.units[place] = "done"
+            trial.standing = objective.value(self.rules.objective, (each.last for each in trial.done()))
+        self.settle(trial)
+
+    def diverge(self, trial: Trial, place: Place) -> None:
+        """A leased unit has diverged, and its trial with it."""
+        trial.units[place] = "diverged"
+        self.settle(trial)
+
+    def settle(self, changed: Trial | None) -> None:
+        """Close the trial that changed if its units decide it; stop whom racing stops; close repetitions."""
+        if changed is not None:
+            self._changed.add(changed.id)
+            state = lifecycle.trial_end(list(changed.units.values()))
+            if state is not None and changed.open:
+                self._close(changed, state)
+        if self.judge is not None and self.best is not None:
+            self._race(self.best, self.judge)
+        self._close_copies()
+
+    def _race(self, best: Trial, judge: Judge) -> None:
+        """`rungs.verdicts`, for the trials whose verdict may have changed."""
+        if best.id != self._judged_by:
+            self._changed = {trial.id for trial in self.open()}
+            self._judged_by = best.id
+        incumbent = Incumbent(name="the best trial", folds=best.folds)
+        for trial in [self.all[number] for number in sorted(self._changed)]:
+            if not trial.raced or trial.state != "running" or not trial.folds:
+                continue
+            if judge(self.rules, trial.folds, incumbent) is not None:
+                self._close(trial, "stopped")
+        self._changed.clear()
+
+    def _close(self, trial: Trial, state: str) -> None:
+        """End a trial, and with it what it still has to train; a complete one without a finite value has diverged."""
+        value = trial.standing if state == "complete" else None
+        trial.state, trial.value = ("diverged" if state == "complete" and value is None else state), value
+        trial.units.update({place: "cancelled" for place, unit in trial.units.items() if unit in ("waiting", "leased")})
+        sums = itertools.accumulate((fold.last for fold in trial.done()), lambda a, b: objective.add([a, b]))
+        trial.running = [float(objective.metrics(tallies)[self.rules.objective]) for tallies in sums]
+        if value is not None and (self.best is None or self._rank(trial) < self._rank(self.best)):
+            self.best = trial
+
+    def _close_copies(self) -> None:
+        """A suggestion that repeats a trial gets that trial's end, without training."""
+        for copy in self._copies:
+            original = self.all[copy.duplicate_of or 0]
+            copy.state, copy.value, copy.running = "running", original.value, original.running
+            if not original.open:
+                copy.state = original.state
+        self._copies = [copy for copy in self._copies if copy.open]
+
+    def _rank(self, trial: Trial) -> tuple[float, int]:
+        return self._sign * (trial.value or 0.0), trial.id
+
+    @property
+    def _sign(self) -> int:
+        return -1 if MAXIMIZE[self.rules.objective] else 1
 
     # --- the order of `orchestrator.waiting` ------------------------------------------------------------------------
+
+    def take(self, may_ask: Callable[[], bool] = lambda: False) -> tuple[Trial, Place] | None:
+        """Lease the next unit; None: there is none, or a new trial comes first, as far as `may_ask` says so."""
+        raced = self.judge is not None
+        found = self.first_rung_unit() if raced else self.next_unit()
+        if found is None and raced and not may_ask():
+            found = self.further_unit()
+        if found is not None:
+            trial, place = found
+            trial.state, trial.units[place] = "running", "leased"
+        return found
 
     def next_unit(self) -> tuple[Trial, Place] | None:
         """Further folds of open trials first, then planned trials."""
         found = [trial for trial in self.open() if trial.next_place is not None]
         return _first(min(found, key=lambda trial: (trial.state != "running", trial.id), default=None))
 
-    def first_rung_unit(self, first_folds: int) -> tuple[Trial, Place] | None:
+    def first_rung_unit(self) -> tuple[Trial, Place] | None:
         """Under racing: what comes before any further fold of a raced trial."""
         pace = None
         if not any(trial.state == "complete" for trial in self.all):
@@ -147,7 +200,7 @@ class Trials:
         for trial in self.open():
             place = trial.next_place
             always = trial.is_default or not trial.searched
-            if place is None or not (always or trial.id == pace or self._rung(place) < first_folds):
+            if place is None or not (always or trial.id == pace or self._rung(place) < self.rules.first_folds):
                 continue
             rank = (not always, trial.id != pace, trial.state != "running", trial.id)
             if chosen is None or rank < chosen[0]:
@@ -160,10 +213,10 @@ class Trials:
         return _first(min(found, key=lambda trial: (*self._standing(trial), trial.id), default=None))
 
     def _standing(self, trial: Trial) -> tuple[bool, float]:
-        return trial.standing is None, self.table.sign * (trial.standing or 0.0)
+        return trial.standing is None, self._sign * (trial.standing or 0.0)
 
     def _rung(self, place: Place) -> int:
-        return place[0] * self.table.plan.folds + place[1]
+        return place[0] * self.rules.folds + place[1]
 
 
 def _first(trial: Trial | None) -> tuple[Trial, Place] | None:
