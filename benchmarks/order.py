@@ -61,12 +61,13 @@ class Trials:
     """All trials of a study, by id.
 
     units: of every trial, in their order. rules: what is compared, and how; judge: by which a trial stops, and why;
-    None: nothing is raced.
+    None: nothing is raced. shared: a trial's value is that of its best epoch, one for all folds (not with racing).
     """
 
     units: tuple[Place, ...]
     rules: Rules
     judge: Judge | None = racing.reason_to_stop
+    shared: bool = False
     all: list[Trial] = field(default_factory=list)
     best: Trial | None = None  # the complete trial with the best value, the default included; of equals the first
     _open: dict[int, Trial] = field(default_factory=dict)
@@ -114,7 +115,7 @@ class Trials:
         trial.folds[place] = fold
         if fold.done:
             trial.units[place] = "done"
-            trial.standing = objective.value(self.rules.objective, (each.last for each in trial.done()))
+            trial.standing = self._pooled(trial.done())
         self.settle(trial)
 
     def diverge(self, trial: Trial, place: Place) -> None:
@@ -164,6 +165,13 @@ class Trials:
             if not original.open:
                 copy.state = original.state
         self._copies = [copy for copy in self._copies if copy.open]
+
+    def _pooled(self, folds: list[Fold]) -> float | None:
+        if not self.shared:
+            return objective.value(self.rules.objective, (fold.last for fold in folds))
+        epochs = min(max(fold.epochs) for fold in folds)
+        each = [objective.value(self.rules.objective, (f.epochs[at] for f in folds)) for at in range(1, epochs + 1)]
+        return min((value for value in each if value is not None), key=lambda value: self._sign * value, default=None)
 
     def _rank(self, trial: Trial) -> tuple[float, int]:
         return self._sign * (trial.value or 0.0), trial.id

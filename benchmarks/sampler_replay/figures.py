@@ -126,7 +126,7 @@ def cell(measured: Sequence[Measured]) -> dict[str, Any]:
     }
     for name, first in rows[0].items():
         values = [row[name] for row in rows]
-        found[name] = _share(values) if isinstance(first, bool) else _spread(values)
+        found[name] = _share(values) if isinstance(first, bool) else spread(values)
     return found
 
 
@@ -135,7 +135,8 @@ def _share(values: Iterable[bool]) -> float:
     return round(sum(counted) / len(counted), 4)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Median, least and greatest; null: infinite, that is, not reached."""
     return {"median": _plain(median(values)), "least": _plain(min(values)), "greatest": _plain(max(values))}
 
 

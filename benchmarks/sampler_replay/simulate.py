@@ -30,7 +30,7 @@ class Form:
     rule: "none", "forgiving" or "paired"; hopeless: with it. slots: units that train at once, on one worker.
     cap: on open trials, `lifecycle.open_cap`: "product" counts the worker once under racing, "slots" always counts its
     slots, "none" has no cap. trials: budget of searched trials; a grid has all its points. ranges: see
-    `proposals.asked`.
+    `proposals.asked`. shared: a trial's value is that of its best epoch, one for all folds.
     """
 
     sampler: str
@@ -40,6 +40,7 @@ class Form:
     cap: str = "product"
     trials: int = 30
     ranges: bool = False
+    shared: bool = False
 
     @property
     def raced(self) -> bool:
@@ -78,7 +79,7 @@ class _Replay:
     def __init__(self, table: Table, form: Form, seed: int, judge: Judge) -> None:
         self.table, self.form, self.seed = table, form, seed
         rules = Rules(rule=form.rule, objective=table.objective, folds=table.plan.folds, hopeless=form.hopeless)
-        self.trials = Trials(tuple(table.plan.units), rules, judge if form.raced else None)
+        self.trials = Trials(tuple(table.plan.units), rules, judge if form.raced else None, form.shared)
         self.asked = proposals.asked(table, ranges=form.ranges)
         self.budget = table.points if form.sampler == "grid" else form.trials
         self.sampler = Sampler(table=table, asked=self.asked, name=form.sampler, trials=self.budget, seed=seed)

@@ -9,7 +9,7 @@ import os
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,24 @@ class Table:
         if any(unit.ended != "done" for unit in units):
             return None
         return objective.value(self.objective, (unit.tallies[-1] for unit in units))
+
+    def where(self, name: str, value: Any) -> Table:
+        """The part of the grid with this value, which is then no longer searched; the default configuration stays."""
+        kept = [each for each in self.configurations[: self.points] if each.params[name] == value]
+        default = self.configurations[self.default]
+        there = next((number for number, each in enumerate(kept) if each.key == default.key), None)
+        parts = tuple(
+            replace(each, params={one: found for one, found in each.params.items() if one != name})
+            for each in (*kept, *([] if there is not None else [default]))
+        )
+        space = {one: entry for one, entry in self.space.items() if one != name}
+        return replace(
+            self,
+            space=space,
+            configurations=parts,
+            points=len(kept),
+            default=len(kept) if there is None else there,
+        )
 
     def cost(self, configuration: int) -> int:
         """Unit-epochs of all its folds, one after the other; of one that diverges until it does."""
