@@ -56,9 +56,51 @@ def lock_study(connection: Connection, study_id: int) -> StudyRecord:
 
 
 def trials(connection: Connection, study_id: int) -> list[TrialRecord]:
-    """Every trial of a study, in the order of creation."""
-    rows = connection.execute(text("SELECT * FROM trial WHERE study = :study ORDER BY id"), {"study": study_id})
-    return [TrialRecord.from_row(dict(row)) for row in rows.mappings()]
+    """Every trial of a study, in the order of creation. For readers: who decides reads what decides, see below."""
+    return _trials(connection, "true", study=study_id)
+
+
+def default_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
+    """The default configuration, if the study has it."""
+    return _trials(connection, "is_default", study=study_id)
+
+
+def best_trials(connection: Connection, study_id: int, count: int, *, maximize: bool) -> list[TrialRecord]:
+    """The best complete trials that were trained, at most so many, best first; of equals the earlier first."""
+    order = f"ORDER BY value {'DESC' if maximize else 'ASC'}, id LIMIT :count"
+    return _trials(connection, "value IS NOT NULL AND duplicate_of IS NULL", order, study=study_id, count=count)
+
+
+def unshown_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
+    """Trials that were opened, and that Optuna has not heard of."""
+    return _trials(connection, UNSHOWN, study=study_id)
+
+
+def untold_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
+    """Trials that are closed, and whose end Optuna has not heard of."""
+    return _trials(connection, UNTOLD, study=study_id)
+
+
+# As the indices `trial_unshown` and `trial_untold` have it, or they would not be used.
+UNSHOWN = "number IS NULL AND in_space AND state <> 'waiting'"
+UNTOLD = "NOT told AND state NOT IN ('waiting', 'running')"
+
+
+def _trials(connection: Connection, which: str, order: str = "ORDER BY id", **parameters: Any) -> list[TrialRecord]:
+    query = text(f"SELECT * FROM trial WHERE study = :study AND {which} {order}")  # noqa: S608
+    return [TrialRecord.from_row(dict(row)) for row in connection.execute(query, parameters).mappings()]
+
+
+def counts(connection: Connection, study_id: int) -> dict[tuple[str, bool], int]:
+    """(state, searched) -> how many trials of a study."""
+    rows = connection.execute(
+        text(
+            "SELECT CAST(state AS text), searched, count(*) FROM trial WHERE study = :study GROUP BY state, searched "
+            "ORDER BY state, searched"
+        ),
+        {"study": study_id},
+    )
+    return {(str(state), bool(searched)): int(count) for state, searched, count in rows}
 
 
 def fold_results(connection: Connection, study_id: int, trial_ids: Sequence[int] | None = None) -> list[FoldResult]:

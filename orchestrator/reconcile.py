@@ -162,10 +162,13 @@ def _close_duplicates(connection: Connection, record: StudyRecord) -> None:
 
 
 def _close_study(connection: Connection, record: StudyRecord, *, hours_spent: bool) -> None:
-    trials = queries.trials(connection, record.id)
+    query = "SELECT EXISTS (SELECT 1 FROM trial WHERE study = :study AND state IN ('waiting', 'running'))"
+    if queries.scalar(connection, query, study=record.id):  # nearly always, and nobody need count
+        return
+    counts = queries.counts(connection, record.id)
     state = lifecycle.study_end(
-        trials=[trial.state for trial in trials],
-        trials_used=sum(trial.searched for trial in trials),
+        trials=[state for state, _ in counts],
+        trials_used=sum(count for (_, searched), count in counts.items() if searched),
         trials_total=record.trials_total,
         hours_spent=hours_spent,
     )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -74,23 +76,87 @@ def suggest(question: Question) -> tuple[dict[str, Any], str]:
 def answer(question: Question) -> tuple[dict[str, Any], str]:
     """`suggest`, in this process."""
     entries = {name: space.entry_from_json(name, raw) for name, raw in question.space.items()}
-    distributions = space.distributions(entries)
     startup = lifecycle.startup_trials(question.trials)
-    direction = _direction(question.maximize)
-    memory = optuna.create_study(sampler=_sampler(question, startup), direction=direction)
-    for past in question.past:
-        _tell(memory, _start(memory, past.params, distributions, {}), past)
-    asked = memory.ask(distributions)
+    past = () if question.sampler == "random" else question.past
+    distributions = space.distributions(entries)
+    with _remembering:
+        params = _memory(question, distributions, past).ask(_sampler(question, startup, distributions))
     learnt = ("COMPLETE",) if question.sampler == "gp" else ("COMPLETE", "PRUNED")
     known = sum(lifecycle.TOLD.get(past.state) in learnt for past in question.past)
     by_model = question.sampler in ("tpe", "gp") and known >= startup
-    return dict(asked.params), "model" if by_model else "random"
+    return params, "model" if by_model else "random"
 
 
-def _sampler(question: Question, startup: int) -> BaseSampler:
+MEMORIES = 4  # studies whose history this process keeps as an Optuna study
+
+
+class _Memory:
+    """An Optuna study in memory that was told a history. What is new since is told, not all of it again."""
+
+    def __init__(self, maximize: bool, distributions: Mapping[str, BaseDistribution]) -> None:
+        self.maximize, self.distributions = maximize, dict(distributions)
+        self._study = optuna.create_study(direction=_direction(maximize))
+        self._told: list[Past] = []
+        self._numbers: list[int] = []
+
+    def tell(self, history: Sequence[Past]) -> bool:
+        """Tell it the history; False, and nothing told: what it knows is no earlier state of this history."""
+        changed = []
+        for index, (old, new) in enumerate(zip(self._told, history, strict=False)):
+            if old is not new and old != new:
+                if old.state in lifecycle.TOLD or old.params != new.params:
+                    return False
+                changed.append(index)
+        if len(history) < len(self._told):
+            return False
+        for index in changed:
+            _tell(self._study, self._numbers[index], history[index])
+        for past in history[len(self._told) :]:
+            self._numbers.append(_add(self._study, past, self.distributions))
+        self._told = list(history)
+        return True
+
+    def ask(self, sampler: BaseSampler) -> dict[str, Any]:
+        """The sampler's next params. Its trial stays behind as a failed one: no sampler looks at these."""
+        self._study.sampler = sampler
+        trial = self._study.ask(self.distributions)
+        self._study.tell(trial, state=TrialState.FAIL)
+        return dict(trial.params)
+
+
+_memories: list[_Memory] = []  # the latest last
+_remembering = threading.Lock()
+
+
+def _memory(question: Question, distributions: Mapping[str, BaseDistribution], past: Sequence[Past]) -> _Memory:
+    """One that knows just this history, made of an earlier one where that is possible."""
+    for index, memory in enumerate(_memories):
+        if (memory.maximize, memory.distributions) == (question.maximize, distributions) and memory.tell(past):
+            _memories.append(_memories.pop(index))
+            return memory
+    memory = _Memory(question.maximize, distributions)
+    memory.tell(past)
+    _memories.append(memory)
+    del _memories[:-MEMORIES]
+    return memory
+
+
+class _FixedSpaceTPESampler(TPESampler):
+    """TPE that is told the space. Left to itself it intersects those of all trials, more than half of its seconds."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], **options: Any) -> None:
+        super().__init__(**options)
+        self._fixed = {name: each for name, each in sorted(distributions.items()) if not each.single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict(self._fixed)
+
+
+def _sampler(question: Question, startup: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
     seed = question.seed % 2**32
     if question.sampler == "tpe":
-        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
+        options = {"seed": seed, "n_startup_trials": startup, "multivariate": True, "constant_liar": True}
+        return _FixedSpaceTPESampler(distributions, **options)
     if question.sampler == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=False)
     return RandomSampler(seed=seed)
@@ -233,10 +299,7 @@ def open_projection(
 def show_start(
     shown: optuna.Study, key: str, params: Mapping[str, Any], entries: space.Space, attributes: Mapping[str, Any]
 ) -> int:
-    """The number of the Optuna trial for `key`, created RUNNING unless a crash left one behind."""
-    for trial in shown.get_trials(deepcopy=False):
-        if trial.user_attrs.get(KEY) == key:
-            return trial.number
+    """The number of a new Optuna trial for `key`, RUNNING."""
     return _start(shown, params, space.distributions(entries), {KEY: key, **attributes})
 
 
@@ -272,16 +335,50 @@ def _notes() -> Any:
     return importlib.import_module("optuna_dashboard")  # a version that has it elsewhere
 
 
-def orphans(shown: optuna.Study, keys: Iterable[str]) -> list[int]:
-    """RUNNING Optuna trials that stand for none of these keys."""
-    known = set(keys)
-    running = shown.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [trial.number for trial in running if trial.user_attrs.get(KEY) not in known]
+def is_whole(shown: optuna.Study, ends: Mapping[int, str]) -> bool:
+    """Whether Optuna has all trials that it ever had: none is missing between its first and last number.
+
+    ends: our lowest and our highest number, and the keys that stand there.
+    """
+    [(count, highest)] = _ask(shown, "SELECT count(*), coalesce(max(number), -1) FROM trials WHERE study_id = :study")
+    if count <= highest or highest < max(ends, default=-1):
+        return False
+    rows = _ask(
+        shown,
+        "SELECT t.number, a.value_json FROM trials t JOIN trial_user_attributes a ON a.trial_id = t.trial_id "
+        "WHERE t.study_id = :study AND a.key = :key AND t.number = ANY(:numbers)",
+        numbers=list(ends),
+    )
+    return {number: json.loads(key) for number, key in rows} == ends
 
 
-def shown_keys(shown: optuna.Study) -> set[str]:
-    """Of all Optuna trials that foldtune made here."""
-    return {str(trial.user_attrs[KEY]) for trial in shown.get_trials(deepcopy=False) if KEY in trial.user_attrs}
+def numbers(shown: optuna.Study) -> dict[str, int]:
+    """Of all Optuna trials that foldtune made here: key -> number."""
+    rows = _ask(
+        shown,
+        "SELECT a.value_json, t.number FROM trials t JOIN trial_user_attributes a ON a.trial_id = t.trial_id "
+        "WHERE t.study_id = :study AND a.key = :key",
+    )
+    return {json.loads(key): number for key, number in rows}
+
+
+def running(shown: optuna.Study) -> dict[int, str | None]:
+    """Of the Optuna trials that run: number -> key. None: somebody else's."""
+    rows = _ask(
+        shown,
+        "SELECT t.number, a.value_json FROM trials t "
+        "LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND a.key = :key "
+        "WHERE t.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number",
+    )
+    return {number: None if key is None else json.loads(key) for number, key in rows}
+
+
+def _ask(shown: optuna.Study, query: str, **values: Any) -> list[tuple[Any, Any]]:
+    """From Optuna's tables. Its own way to a few columns is to read every trial with all that belongs to it."""
+    engine = shown._storage._backend.engine  # type: ignore[attr-defined]
+    with engine.connect() as connection:
+        rows = connection.execute(text(query), {"study": shown._study_id, "key": KEY, **values})
+        return [(left, right) for left, right in rows]
 
 
 def drop_orphan(shown: optuna.Study, number: int) -> None:
@@ -300,23 +397,19 @@ def _direction(maximize: bool) -> StudyDirection:
 
 
 def _frozen(shown: optuna.Study, number: int) -> FrozenTrial:
-    return shown.get_trials(deepcopy=False)[number]
+    """One trial. `get_trials` would read all of them, again for every opened study: its cache is the study's."""
+    storage = shown._storage
+    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(shown._study_id, number))
 
 
 def _start(
     shown: optuna.Study, params: Mapping[str, Any], distributions: Mapping[str, Any], attributes: Mapping[str, Any]
 ) -> int:
-    before = len(shown.get_trials(deepcopy=False))
-    shown.add_trial(
-        create_trial(
-            state=TrialState.RUNNING,
-            params=dict(params),
-            distributions=dict(distributions),
-            user_attrs=dict(attributes),
-        )
+    trial = create_trial(
+        state=TrialState.RUNNING, params=dict(params), distributions=dict(distributions), user_attrs=dict(attributes)
     )
-    added = shown.get_trials(deepcopy=False)[before:]
-    return next(trial.number for trial in added if trial.user_attrs.get(KEY) == attributes.get(KEY))
+    storage = shown._storage  # `add_trial` does this and does not say which trial it made
+    return storage.get_trial(storage.create_new_trial(shown._study_id, template_trial=trial)).number
 
 
 def _tell(shown: optuna.Study, number: int, past: Past) -> None:
@@ -330,3 +423,21 @@ def _tell(shown: optuna.Study, number: int, past: Past) -> None:
         trial.set_constraint(MEMORY, 1.0)
     state = TrialState[lifecycle.TOLD[past.state]]
     shown.tell(number, past.value if state == TrialState.COMPLETE else None, state=state)
+
+
+def _add(shown: optuna.Study, past: Past, distributions: Mapping[str, Any]) -> int:
+    """`_start` and `_tell` in one step, for a study in memory."""
+    if past.state not in ("complete", "stopped"):
+        number = _start(shown, past.params, distributions, {})
+        _tell(shown, number, past)
+        return number
+    complete = past.state == "complete"
+    trial = create_trial(
+        state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+        value=past.value if complete else next((v for v in past.reports[-1:] if not math.isnan(v)), None),
+        params=dict(past.params),
+        distributions=dict(distributions),
+        intermediate_values=dict(enumerate(past.reports, start=1)),
+    )
+    storage = shown._storage
+    return storage.get_trial(storage.create_new_trial(shown._study_id, template_trial=trial)).number

@@ -15,7 +15,19 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import artifacts, budget, leases, lifecycle, projection, queries, rungs, space, study, waiting
+from orchestrator import (
+    artifacts,
+    budget,
+    history,
+    leases,
+    lifecycle,
+    projection,
+    queries,
+    rungs,
+    space,
+    study,
+    waiting,
+)
 from orchestrator.artifacts import Stored
 from orchestrator.contract import EpochDone, Outcome, UnitEnded
 from orchestrator.database.engine import transaction
@@ -73,7 +85,7 @@ def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | Non
                 return None
             raced = record.spec.racing.on
             unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
-            asked = _ask(connection, record) if unit is None else None
+            asked = _next_number(connection, record) if unit is None else None
             if unit is None and asked is None and raced:
                 unit = waiting.further_unit(connection, record)
             if unit is None and asked is None and not held:
@@ -82,7 +94,7 @@ def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | Non
                 return record, leases.grant(connection, record, unit, worker)
         if asked is None:
             return None
-        suggested = _draw(record, asked)
+        suggested = _draw(engine, record, asked)
 
 
 def _is_open(connection: Connection, record: StudyRecord) -> bool:
@@ -90,64 +102,65 @@ def _is_open(connection: Connection, record: StudyRecord) -> bool:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the sampler is asked, and when: the answer counts only if nobody else's came first."""
+class Suggested:
+    """The sampler's answer. It counts only if nobody else's came first."""
 
     number: int  # of the suggestion
-    question: study.Question  # with the seed of the first draw
-    known: Mapping[str, int]  # digest of a configuration -> the trial that has it
-
-
-@dataclass(frozen=True)
-class Suggested:
-    """The sampler's answer to `Asked` number."""
-
-    number: int
     params: Mapping[str, Any]
     origin: str
     duplicate: int | None
 
 
-def _ask(connection: Connection, record: StudyRecord) -> Asked | None:
-    """The next question to the sampler; None if the budget or the cap on open trials forbids a suggestion."""
-    if record.spec.search.sampler == "grid":
+def _next_number(connection: Connection, record: StudyRecord) -> int | None:
+    """The number of the next suggestion; None if the budget or the cap on open trials forbids one."""
+    sampler = record.spec.search.sampler
+    if sampler == "grid":
         return None
-    trials = queries.trials(connection, record.id)
-    if sum(trial.searched for trial in trials) >= record.trials_total:
+    counts = {state: count for (state, searched), count in queries.counts(connection, record.id).items() if searched}
+    if sum(counts.values()) >= record.trials_total:
         return None
-    capable = _capable_workers(connection, record)
-    cap = lifecycle.open_cap(record.spec.search.sampler, record.trials_total, capable)
-    open_now = sum(trial.searched and trial.state == "running" for trial in trials)
-    if cap is not None and open_now >= cap:
+    cap = lifecycle.open_cap(sampler, record.trials_total, _capable_workers(connection, record))
+    if cap is not None and counts.get("running", 0) >= cap:
         return None
-    number = int(queries.scalar(connection, "SELECT suggestions FROM study WHERE id = :id", id=record.id))
+    return int(queries.scalar(connection, "SELECT suggestions FROM study WHERE id = :id", id=record.id))
+
+
+def _draw(engine: Engine, record: StudyRecord, number: int) -> Suggested:
+    """Ask the sampler, and again while it proposes what is known."""
+    sampler = record.spec.search.sampler
+    past: Sequence[study.Past] = ()
+    if sampler != "random":
+        with transaction(engine) as connection:
+            past = history.past_of(connection, record)
     question = study.Question(
-        sampler=record.spec.search.sampler,
+        sampler=sampler,
         space=record.spec.search.space,
         maximize=record.spec.maximize,
         trials=record.trials_total,
-        seed=study.suggestion_seed(record.spec.seed, number, 0),
-        past=projection.past_of(connection, record, trials),
+        seed=0,
+        past=past,
     )
-    known = {space.configuration_digest(trial.settings): trial.id for trial in trials if trial.duplicate_of is None}
-    return Asked(number, question, known)
-
-
-def _draw(record: StudyRecord, asked: Asked) -> Suggested:
-    """Ask the sampler, and again while it proposes what is known."""
     for redraw in range(REDRAWS + 1):
-        seed = study.suggestion_seed(record.spec.seed, asked.number, redraw)
-        params, origin = study.suggest(replace(asked.question, seed=seed))
-        duplicate = asked.known.get(space.configuration_digest(record.settings(params)))
+        seed = study.suggestion_seed(record.spec.seed, number, redraw)
+        params, origin = study.suggest(replace(question, seed=seed))
+        duplicate = _trained(engine, record, params)
         if duplicate is None:
             break
-    return Suggested(asked.number, params, origin, duplicate)
+    return Suggested(number, params, origin, duplicate)
+
+
+def _trained(engine: Engine, record: StudyRecord, params: Mapping[str, Any]) -> int | None:
+    """The trial that has this configuration."""
+    query = "SELECT id FROM trial WHERE study = :study AND configuration = :digest AND duplicate_of IS NULL"
+    digest = space.configuration_digest(record.settings(params))
+    with transaction(engine) as connection:
+        found = queries.scalar(connection, query, study=record.id, digest=digest)
+    return None if found is None else int(found)
 
 
 def _insert(connection: Connection, record: StudyRecord, suggested: Suggested) -> None:
     """Make a suggestion a waiting trial, unless another worker's was first or the study needs none any more."""
-    asked = _ask(connection, record) if _is_open(connection, record) else None
-    if asked is None or asked.number != suggested.number:
+    if not _is_open(connection, record) or _next_number(connection, record) != suggested.number:
         return
     insert_trial(connection, record, suggested.params, origin=suggested.origin, duplicate_of=suggested.duplicate)
     connection.execute(text("UPDATE study SET suggestions = suggestions + 1 WHERE id = :id"), {"id": record.id})
@@ -201,7 +214,8 @@ def _race(engine: Engine, lease: Lease) -> None:
     """
     with transaction(engine) as connection:
         record = queries.study_by_id(connection, lease.study)
-        if record is None or not rungs.verdicts(connection, record):  # most epochs stop nobody, and need no lock
+        # most epochs stop nobody, and need no lock; others than this one were judged when their own results came
+        if record is None or not rungs.verdicts(connection, record, only=lease.trial):
             return
     with contextlib.suppress(queries.NoStudy):
         with transaction(engine) as connection:
