@@ -158,7 +158,7 @@ def _note(engine: Engine, shown: Any, record: StudyRecord) -> None:
     searched = {state: count for (state, of_search), count in counts.items() if of_search}
     note = words.study_note_of(record, searched, best, default)
     if digest(note) != record.noted:
-        study.save_note(shown, None, note)
+        study.save_note(shown, note)
         with transaction(engine) as connection:
             connection.execute(
                 text("UPDATE study SET noted = :noted WHERE id = :id"), {"noted": digest(note), "id": record.id}

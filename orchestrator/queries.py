@@ -68,7 +68,14 @@ def default_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
 def best_trials(connection: Connection, study_id: int, count: int, *, maximize: bool) -> list[TrialRecord]:
     """The best complete trials that were trained, at most so many, best first; of equals the earlier first."""
     order = f"ORDER BY value {'DESC' if maximize else 'ASC'}, id LIMIT :count"
-    return _trials(connection, "value IS NOT NULL AND duplicate_of IS NULL", order, study=study_id, count=count)
+    return _trials(connection, BEST, order, study=study_id, count=count)
+
+
+def best_ids(connection: Connection, study_id: int, count: int, *, maximize: bool) -> list[int]:
+    """Their ids."""
+    order = f"ORDER BY value {'DESC' if maximize else 'ASC'}, id LIMIT :count"
+    query = f"SELECT id FROM trial WHERE study = :study AND {BEST} {order}"  # noqa: S608
+    return [int(trial) for trial in connection.execute(text(query), {"study": study_id, "count": count}).scalars()]
 
 
 def unshown_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
@@ -81,7 +88,8 @@ def untold_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
     return _trials(connection, UNTOLD, study=study_id)
 
 
-# As the indices `trial_unshown` and `trial_untold` have it, or they would not be used.
+# As the indices `trial_best`, `trial_unshown` and `trial_untold` have it, or they would not be used.
+BEST = "value IS NOT NULL AND duplicate_of IS NULL"
 UNSHOWN = "number IS NULL AND in_space AND state <> 'waiting'"
 UNTOLD = "NOT told AND state NOT IN ('waiting', 'running')"
 

@@ -6,39 +6,38 @@ The Optuna study in Postgres is a projection for the dashboard and for people's 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import math
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import RDBStorage
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from sqlalchemy import event, text
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL
 
-from orchestrator import lifecycle, space
+from orchestrator import lifecycle, optuna_tables, space
 from orchestrator.contract import derive_seed
 from orchestrator.database.engine import CONNECT_ARGS, TIMEOUTS, connect, name_crash_points
 from orchestrator.errors import UNAVAILABLE, USAGE, FoldtuneError
+from orchestrator.optuna_tables import KEY, End
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-KEY = "foldtune"  # user attribute that ties an Optuna trial to foldtune's row
 MEMORY = "infeasible: memory"  # constraint of a configuration that fits no device
+_LONG_AGO = datetime(2000, 1, 1)
 _LOCK = 0x6F707475
 _PROJECTION = 0x70726F6A  # "proj"; the second half of that key is the study
 GP_SECONDS = 300
@@ -52,6 +51,23 @@ class Past:
     state: str  # of foldtune's trial
     value: float | None = None
     reports: Sequence[float] = ()  # pooled running objective after 1, 2, ... finished folds
+
+
+def end_of(past: Past) -> End | None:
+    """How samplers, Optuna's tables and the dashboard see a trial's end; None: it is open."""
+    if past.state not in lifecycle.TOLD:
+        return None
+    state = lifecycle.TOLD[past.state]
+    silent = past.state in ("diverged", "failed", "cancelled")
+    reports = {} if silent else {step: float(value) for step, value in enumerate(past.reports, start=1)}
+    last = reports.get(len(reports))
+    value = past.value if state == "COMPLETE" else last if state == "PRUNED" else None
+    return End(
+        state=state,
+        value=None if value is None or math.isnan(value) else float(value),
+        reports=reports,
+        marks={f"constraints:{MEMORY}": 1.0} if past.state == "infeasible" else {},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,66 +95,48 @@ def answer(question: Question) -> tuple[dict[str, Any], str]:
     startup = lifecycle.startup_trials(question.trials)
     past = () if question.sampler == "random" else question.past
     distributions = space.distributions(entries)
-    with _remembering:
-        params = _memory(question, distributions, past).ask(_sampler(question, startup, distributions))
+    memory = _Memory([_trial(number, each, distributions) for number, each in enumerate(past, start=1)])
+    asked = optuna.create_study(
+        storage=memory, sampler=_sampler(question, startup, distributions), direction=_direction(question.maximize)
+    )
+    params = dict(asked.ask(distributions).params)
     learnt = ("COMPLETE",) if question.sampler == "gp" else ("COMPLETE", "PRUNED")
     known = sum(lifecycle.TOLD.get(past.state) in learnt for past in question.past)
     by_model = question.sampler in ("tpe", "gp") and known >= startup
     return params, "model" if by_model else "random"
 
 
-MEMORIES = 4  # studies whose history this process keeps as an Optuna study
+class _Memory(InMemoryStorage):
+    """A storage whose past is given as it is. Told one by one, as Optuna would have it, ten thousand take seconds."""
+
+    def __init__(self, past: list[FrozenTrial]) -> None:
+        super().__init__()
+        self._past = past
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """The past, then what was asked here."""
+        every = [*self._past, *super().get_all_trials(study_id, deepcopy, None)]
+        return [trial for trial in every if states is None or trial.state in states]
 
 
-class _Memory:
-    """An Optuna study in memory that was told a history. What is new since is told, not all of it again."""
-
-    def __init__(self, maximize: bool, distributions: Mapping[str, BaseDistribution]) -> None:
-        self.maximize, self.distributions = maximize, dict(distributions)
-        self._study = optuna.create_study(direction=_direction(maximize))
-        self._told: list[Past] = []
-        self._numbers: list[int] = []
-
-    def tell(self, history: Sequence[Past]) -> bool:
-        """Tell it the history; False, and nothing told: what it knows is no earlier state of this history."""
-        changed = []
-        for index, (old, new) in enumerate(zip(self._told, history, strict=False)):
-            if old is not new and old != new:
-                if old.state in lifecycle.TOLD or old.params != new.params:
-                    return False
-                changed.append(index)
-        if len(history) < len(self._told):
-            return False
-        for index in changed:
-            _tell(self._study, self._numbers[index], history[index])
-        for past in history[len(self._told) :]:
-            self._numbers.append(_add(self._study, past, self.distributions))
-        self._told = list(history)
-        return True
-
-    def ask(self, sampler: BaseSampler) -> dict[str, Any]:
-        """The sampler's next params. Its trial stays behind as a failed one: no sampler looks at these."""
-        self._study.sampler = sampler
-        trial = self._study.ask(self.distributions)
-        self._study.tell(trial, state=TrialState.FAIL)
-        return dict(trial.params)
-
-
-_memories: list[_Memory] = []  # the latest last
-_remembering = threading.Lock()
-
-
-def _memory(question: Question, distributions: Mapping[str, BaseDistribution], past: Sequence[Past]) -> _Memory:
-    """One that knows just this history, made of an earlier one where that is possible."""
-    for index, memory in enumerate(_memories):
-        if (memory.maximize, memory.distributions) == (question.maximize, distributions) and memory.tell(past):
-            _memories.append(_memories.pop(index))
-            return memory
-    memory = _Memory(question.maximize, distributions)
-    memory.tell(past)
-    _memories.append(memory)
-    del _memories[:-MEMORIES]
-    return memory
+def _trial(number: int, past: Past, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """What a sampler reads of one trial. Samplers weigh trials by their order; number 0 is the one that is asked."""
+    end = end_of(past)
+    return FrozenTrial(
+        number=number,
+        trial_id=number,
+        state=TrialState.RUNNING if end is None else TrialState[end.state],
+        value=None if end is None else end.value,
+        datetime_start=_LONG_AGO,
+        datetime_complete=None if end is None else _LONG_AGO,
+        params=dict(past.params),
+        distributions=dict(distributions),
+        user_attrs={},
+        system_attrs={} if end is None else dict(end.marks),
+        intermediate_values={} if end is None else dict(end.reports),
+    )
 
 
 class _FixedSpaceTPESampler(TPESampler):
@@ -205,10 +203,14 @@ def _storage(url: URL) -> RDBStorage:
     # A role named foldtune would otherwise find, and make, Optuna's tables in foldtune's schema.
     arguments = {**CONNECT_ARGS, "options": f"-c search_path=public {TIMEOUTS}"}
     place = url.render_as_string(hide_password=False)
-    with connect(url).begin() as connection:  # two processes that create Optuna's tables at once: one would fail
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        # looking at versions it wants two connections at once
-        RDBStorage(place, engine_kwargs={"connect_args": arguments}).engine.dispose()
+    with connect(url).begin() as connection:
+        if not optuna_tables.complete(connection):
+            # two processes that create Optuna's tables at once: one would fail
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            if not optuna_tables.complete(connection):
+                RDBStorage(place, engine_kwargs={"connect_args": arguments}).engine.dispose()
+    # looking at versions it wants two connections at once
+    RDBStorage(place, skip_table_creation=True, engine_kwargs={"connect_args": arguments}).engine.dispose()
     storage = RDBStorage(
         place,
         skip_compatibility_check=True,
@@ -300,85 +302,54 @@ def show_start(
     shown: optuna.Study, key: str, params: Mapping[str, Any], entries: space.Space, attributes: Mapping[str, Any]
 ) -> int:
     """The number of a new Optuna trial for `key`, RUNNING."""
-    return _start(shown, params, space.distributions(entries), {KEY: key, **attributes})
+    trial = create_trial(
+        state=TrialState.RUNNING,
+        params=dict(params),
+        distributions=dict(space.distributions(entries)),
+        user_attrs={KEY: key, **attributes},
+    )
+    made = shown._storage.create_new_trial(shown._study_id, template_trial=trial)
+    with tables(shown) as connection:
+        return optuna_tables.number_of(connection, made)
 
 
 def show_end(shown: optuna.Study, number: int, past: Past, attributes: Mapping[str, Any], note: str) -> None:
-    """Tell Optuna how a trial ended, unless it knows already."""
-    frozen = _frozen(shown, number)
-    if frozen.state.is_finished():
-        return
-    trial = Trial(shown, frozen._trial_id)
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)
-    save_note(shown, number, note)
-    _tell(shown, number, past)
+    """Tell Optuna how a trial ended, all at once, unless it knows already."""
+    end = end_of(past)
+    if end is not None:
+        with tables(shown) as connection:
+            optuna_tables.end_trial(connection, shown._study_id, number, end, attributes, note)
 
 
-def save_note(shown: optuna.Study, number: int | None, note: str) -> None:
-    """The words the dashboard shows beside a trial, or beside the study (number None)."""
-    target = shown if number is None else Trial(shown, _frozen(shown, number)._trial_id)
-    _notes().save_note(target, note)
-
-
-@cache
-def _notes() -> Any:
-    """optuna-dashboard's module for notes, without its package: that brings scikit-learn and a web server, seconds."""
-    package = importlib.util.find_spec("optuna_dashboard")
-    folders = (package.submodule_search_locations if package else None) or []
-    for file in (Path(folder) / "_note.py" for folder in folders):
-        spec = importlib.util.spec_from_file_location("_foldtune_dashboard_note", file)
-        if file.exists() and spec is not None and spec.loader is not None:
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    return importlib.import_module("optuna_dashboard")  # a version that has it elsewhere
+def save_note(shown: optuna.Study, note: str) -> None:
+    """The words the dashboard shows beside the study."""
+    with tables(shown) as connection:
+        optuna_tables.write_note(connection, shown._study_id, None, note)
 
 
 def is_whole(shown: optuna.Study, ends: Mapping[int, str]) -> bool:
-    """Whether Optuna has all trials that it ever had: none is missing between its first and last number.
-
-    ends: our lowest and our highest number, and the keys that stand there.
-    """
-    [(count, highest)] = _ask(shown, "SELECT count(*), coalesce(max(number), -1) FROM trials WHERE study_id = :study")
-    if count <= highest or highest < max(ends, default=-1):
-        return False
-    rows = _ask(
-        shown,
-        "SELECT t.number, a.value_json FROM trials t JOIN trial_user_attributes a ON a.trial_id = t.trial_id "
-        "WHERE t.study_id = :study AND a.key = :key AND t.number = ANY(:numbers)",
-        numbers=list(ends),
-    )
-    return {number: json.loads(key) for number, key in rows} == ends
+    """See `optuna_tables.is_whole`."""
+    with tables(shown) as connection:
+        return optuna_tables.is_whole(connection, shown._study_id, ends)
 
 
 def numbers(shown: optuna.Study) -> dict[str, int]:
     """Of all Optuna trials that foldtune made here: key -> number."""
-    rows = _ask(
-        shown,
-        "SELECT a.value_json, t.number FROM trials t JOIN trial_user_attributes a ON a.trial_id = t.trial_id "
-        "WHERE t.study_id = :study AND a.key = :key",
-    )
-    return {json.loads(key): number for key, number in rows}
+    with tables(shown) as connection:
+        return optuna_tables.numbers(connection, shown._study_id)
 
 
 def running(shown: optuna.Study) -> dict[int, str | None]:
     """Of the Optuna trials that run: number -> key. None: somebody else's."""
-    rows = _ask(
-        shown,
-        "SELECT t.number, a.value_json FROM trials t "
-        "LEFT JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND a.key = :key "
-        "WHERE t.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number",
-    )
-    return {number: None if key is None else json.loads(key) for number, key in rows}
+    with tables(shown) as connection:
+        return optuna_tables.running(connection, shown._study_id)
 
 
-def _ask(shown: optuna.Study, query: str, **values: Any) -> list[tuple[Any, Any]]:
-    """From Optuna's tables. Its own way to a few columns is to read every trial with all that belongs to it."""
-    engine = shown._storage._backend.engine  # type: ignore[attr-defined]
-    with engine.connect() as connection:
-        rows = connection.execute(text(query), {"study": shown._study_id, "key": KEY, **values})
-        return [(left, right) for left, right in rows]
+@contextmanager
+def tables(shown: optuna.Study) -> Iterator[Connection]:
+    """A transaction on Optuna's tables, on the connection that Optuna uses."""
+    with shown._storage._backend.engine.begin() as connection:  # type: ignore[attr-defined]
+        yield connection
 
 
 def drop_orphan(shown: optuna.Study, number: int) -> None:
@@ -394,50 +365,3 @@ def delete(url: URL, name: str) -> None:
 
 def _direction(maximize: bool) -> StudyDirection:
     return StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
-
-
-def _frozen(shown: optuna.Study, number: int) -> FrozenTrial:
-    """One trial. `get_trials` would read all of them, again for every opened study: its cache is the study's."""
-    storage = shown._storage
-    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(shown._study_id, number))
-
-
-def _start(
-    shown: optuna.Study, params: Mapping[str, Any], distributions: Mapping[str, Any], attributes: Mapping[str, Any]
-) -> int:
-    trial = create_trial(
-        state=TrialState.RUNNING, params=dict(params), distributions=dict(distributions), user_attrs=dict(attributes)
-    )
-    storage = shown._storage  # `add_trial` does this and does not say which trial it made
-    return storage.get_trial(storage.create_new_trial(shown._study_id, template_trial=trial)).number
-
-
-def _tell(shown: optuna.Study, number: int, past: Past) -> None:
-    if past.state not in lifecycle.TOLD:
-        return
-    trial = Trial(shown, _frozen(shown, number)._trial_id)
-    if past.state not in ("diverged", "failed", "cancelled"):
-        for step, value in enumerate(past.reports, start=1):
-            trial.report(value, step)
-    if past.state == "infeasible":
-        trial.set_constraint(MEMORY, 1.0)
-    state = TrialState[lifecycle.TOLD[past.state]]
-    shown.tell(number, past.value if state == TrialState.COMPLETE else None, state=state)
-
-
-def _add(shown: optuna.Study, past: Past, distributions: Mapping[str, Any]) -> int:
-    """`_start` and `_tell` in one step, for a study in memory."""
-    if past.state not in ("complete", "stopped"):
-        number = _start(shown, past.params, distributions, {})
-        _tell(shown, number, past)
-        return number
-    complete = past.state == "complete"
-    trial = create_trial(
-        state=TrialState.COMPLETE if complete else TrialState.PRUNED,
-        value=past.value if complete else next((v for v in past.reports[-1:] if not math.isnan(v)), None),
-        params=dict(past.params),
-        distributions=dict(distributions),
-        intermediate_values=dict(enumerate(past.reports, start=1)),
-    )
-    storage = shown._storage
-    return storage.get_trial(storage.create_new_trial(shown._study_id, template_trial=trial)).number

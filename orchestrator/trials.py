@@ -26,6 +26,7 @@ from orchestrator import (
     rungs,
     space,
     study,
+    turns,
     waiting,
 )
 from orchestrator.artifacts import Stored
@@ -68,33 +69,41 @@ def take(engine: Engine, worker: int, names: Sequence[str], *, held: Sequence[st
 
 
 def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | None) -> Taken:
-    """Lease what waits; else ask the sampler, outside the lock, and look again.
+    """Lease what waits; else ask the sampler when it is this worker's turn, and look again.
 
-    A Gaussian process thinks for seconds: under the lock nobody else could report an epoch meanwhile.
+    Asked outside the study's lock: a Gaussian process thinks for seconds, and nobody else could end a unit meanwhile.
     """
-    suggested: Suggested | None = None
-    while True:
-        with transaction(engine) as connection:
-            record = queries.lock_study(connection, queries.study(connection, name).id)
-            if held is not None:
-                leases.disown(connection, record, worker, held)
-            reconcile(connection, record)
-            if suggested is not None:
-                _insert(connection, record, suggested)
-            if not _is_open(connection, record) or not budget.has_room(connection, record.id):
-                return None
-            raced = record.spec.racing.on
-            unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
-            asked = _next_number(connection, record) if unit is None else None
-            if unit is None and asked is None and raced:
-                unit = waiting.further_unit(connection, record)
-            if unit is None and asked is None and not held:
-                unit = waiting.next_unit(connection, record, blameless=False)
-            if unit is not None:
-                return record, leases.grant(connection, record, unit, worker)
-        if asked is None:
-            return None
-        suggested = _draw(engine, record, asked)
+    record, lease, wanting = _look(engine, worker, name, held)
+    if not wanting:
+        return None if lease is None else (record, lease)
+    with turns.turn(engine, record.id) as mine:
+        while mine and wanting:
+            record, lease, wanting = _look(engine, worker, name, held, _draw(engine, record))
+    return None if lease is None else (record, lease)
+
+
+def _look(
+    engine: Engine, worker: int, name: str, held: Sequence[str] | None, suggested: Suggested | None = None
+) -> tuple[StudyRecord, Lease | None, bool]:
+    """(study, a unit of it, whether a suggestion would bring one), once this suggestion is among the trials."""
+    with transaction(engine) as connection:
+        record = queries.lock_study(connection, queries.study(connection, name).id)
+        if held is not None:
+            leases.disown(connection, record, worker, held)
+        reconcile(connection, record)
+        if suggested is not None:
+            _insert(connection, record, suggested)
+        if not _is_open(connection, record) or not budget.has_room(connection, record.id):
+            return record, None, False
+        raced = record.spec.racing.on
+        unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
+        wanting = unit is None and _next_number(connection, record) is not None
+        if unit is None and not wanting and raced:
+            unit = waiting.further_unit(connection, record)
+        if unit is None and not wanting and not held:
+            unit = waiting.next_unit(connection, record, blameless=False)
+        lease = None if unit is None else leases.grant(connection, record, unit, worker)
+        return record, lease, wanting
 
 
 def _is_open(connection: Connection, record: StudyRecord) -> bool:
@@ -103,7 +112,7 @@ def _is_open(connection: Connection, record: StudyRecord) -> bool:
 
 @dataclass(frozen=True)
 class Suggested:
-    """The sampler's answer. It counts only if nobody else's came first."""
+    """The sampler's answer. It counts only while its number is the next one."""
 
     number: int  # of the suggestion
     params: Mapping[str, Any]
@@ -125,13 +134,14 @@ def _next_number(connection: Connection, record: StudyRecord) -> int | None:
     return int(queries.scalar(connection, "SELECT suggestions FROM study WHERE id = :id", id=record.id))
 
 
-def _draw(engine: Engine, record: StudyRecord, number: int) -> Suggested:
-    """Ask the sampler, and again while it proposes what is known."""
+def _draw(engine: Engine, record: StudyRecord) -> Suggested | None:
+    """Ask the sampler, and again while it proposes what is known; None: no suggestion is wanted any more."""
     sampler = record.spec.search.sampler
-    past: Sequence[study.Past] = ()
-    if sampler != "random":
-        with transaction(engine) as connection:
-            past = history.past_of(connection, record)
+    with transaction(engine) as connection:
+        number = _next_number(connection, record)
+        past = history.past_of(connection, record) if number is not None and sampler != "random" else []
+    if number is None:
+        return None
     question = study.Question(
         sampler=sampler,
         space=record.spec.search.space,

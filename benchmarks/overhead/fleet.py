@@ -39,7 +39,7 @@ def measure(shift: Shift) -> dict[str, Any]:
     """Figures of both windows. The calling process must have no open connection."""
     fork = multiprocessing.get_context("fork")
     gate, answers, units = fork.Barrier(shift.workers + 1), fork.Queue(), fork.Value("i", 0)
-    shared = (gate, answers, units, fork.Lock())
+    shared = (gate, answers, units)
     crew = [fork.Process(target=_live, args=(shift, index, *shared)) for index in range(shift.workers)]
     for process in crew:
         process.start()
@@ -80,12 +80,11 @@ def _window(shift: Shift, gate: Any, answers: Any, *, training: bool) -> dict[st
     return figures.of_window(logs, wall=wall, server_cpu=cpu, training=training)
 
 
-def _live(shift: Shift, index: int, gate: Any, answers: Any, units: Any, turn: Any) -> None:
+def _live(shift: Shift, index: int, gate: Any, answers: Any, units: Any) -> None:
     try:
         engine, statements = connect(shift.url), Statements()
         statements.watch(engine)
-        with turn:  # opening it locks out all others, and a queue of 64 is longer than a lock is waited for
-            statements.watch(study.storage(shift.url).engine)
+        statements.watch(study.storage(shift.url).engine)
         who, _ = workers.register(engine, [worker.CPU])
         if shift.paced_seconds:
             pace = worker.Pace(unit_seconds=shift.unit_seconds, sleep=time.sleep)

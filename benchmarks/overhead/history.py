@@ -78,9 +78,9 @@ INSERT INTO public.trial_user_attributes (trial_id, key, value_json)
 SELECT o.trial_id, a.key, a.value {of} AND (t.state <> 'running' OR a.key IN ('foldtune', 'origin'))
 """
 NOTES = """
-INSERT INTO public.trial_system_attributes (trial_id, key, value_json)
-SELECT o.trial_id, 'dashboard:note_ver:' || o.trial_id, '1' {of} AND t.state <> 'running'
-UNION ALL SELECT o.trial_id, 'dashboard:note_str:' || o.trial_id || '\\:0',
+INSERT INTO public.study_system_attributes (study_id, key, value_json)
+SELECT o.study_id, 'dashboard:' || o.trial_id || '\\:note_ver', '1' {of} AND t.state <> 'running'
+UNION ALL SELECT o.study_id, 'dashboard:' || o.trial_id || '\\:note_str\\:0',
   CAST(to_json(repeat('A fold, its loss. ', 30)) AS text)
 {of} AND t.state <> 'running'
 """

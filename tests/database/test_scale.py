@@ -59,6 +59,34 @@ def test_a_past_of_the_same_id_and_another_time_is_read_again(engine: Engine, tm
     assert before != past(engine) == past(engine, anew=True)
 
 
+def test_of_a_long_past_the_sampler_knows_a_part() -> None:
+    assert {history.stride(trials, 1000) for trials in (0, 1, 2000)} == {1}
+    assert [history.stride(trials, 1000) for trials in (2001, 4000, 4001, 10_000)] == [2, 2, 4, 8]
+    assert [history.stride(10_000, complete) for complete in (24, 25)] == [1, 8]
+
+
+def test_what_the_sampler_knows_of_a_long_past(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open trials, the best, and of the others evenly many."""
+    kind = simulated.Kind(sampler="tpe", racing="forgiving")
+    simulated.begin(engine, tmp_path, kind, 400)
+    with transaction(engine) as connection:
+        record = queries.study(connection, kind.name)
+    made.fill(engine, record, 200)
+    with transaction(engine) as connection:
+        everything = history.past_of(connection, record)
+    monkeypatch.setattr(history, "KNOWN", 50)
+    with transaction(engine) as connection:
+        known = history.past_of(connection, record)
+    assert len(everything) == 200
+    assert len(known) < 50 + history.BEST + 20
+    places = [everything.index(each) for each in known]
+    assert places == sorted(places)
+    assert sum(each.state == "running" for each in known) == sum(each.state == "running" for each in everything) == 20
+    values = [each.value for each in everything if each.value is not None]
+    assert sorted(each.value for each in known if each.value is not None)[:25] == sorted(values)[:25]
+    assert set(range(3, 200, 4)) <= set(places)
+
+
 @pytest.mark.parametrize("objective", ["validation_loss", "accuracy"])
 def test_parts_say_what_the_whole_says(engine: Engine, tmp_path: Path, objective: str) -> None:
     studies.launched(engine, tmp_path, rates="[1e-3, 2e-3, 1e-2]", more=f"objective: {objective}\n{FORGIVING}")

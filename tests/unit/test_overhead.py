@@ -1,22 +1,13 @@
-"""The figures of `benchmarks.overhead`, and the sampler's memory that it asked for."""
+"""The figures of `benchmarks.overhead`."""
 
 from __future__ import annotations
 
-import dataclasses
-import random
 from typing import Any
 
 import pytest
 
 from benchmarks.overhead import __main__ as command
 from benchmarks.overhead import figures, history
-from orchestrator import study
-from orchestrator.study import Past, Question
-
-SPACE: dict[str, dict[str, Any]] = {
-    "learning_rate": {"low": 1e-5, "high": 1e-1, "log": True},
-    "batch_size": {"choices": [4, 8, 16, 32]},
-}
 
 
 def log(**changes: Any) -> dict[str, Any]:
@@ -85,61 +76,3 @@ def test_the_command_line() -> None:
     assert command.parse([])[0].trials == [100, 1000, 10_000]
     with pytest.raises(SystemExit):
         command.parse(["--workers", "0"])
-
-
-# --- the sampler's memory
-
-
-def question(past: list[Past], seed: int, **changes: Any) -> Question:
-    plain = Question(sampler="tpe", space=SPACE, maximize=False, trials=40, seed=seed, past=tuple(past))
-    return dataclasses.replace(plain, **changes)
-
-
-def test_what_is_remembered_changes_no_suggestion() -> None:
-    """Two studies in turns, trials that close out of order, and now and then a past that never was."""
-    draw, pasts = random.Random(0), ([], [])  # type: tuple[list[Past], list[Past]]
-    for step in range(60):
-        past = pasts[step % 2]
-        asked = question(past, seed=step, maximize=bool(step % 2))
-        remembered = study.suggest(asked)
-        study._memories.clear()
-        assert study.suggest(asked) == remembered
-        if step % 3:
-            study._memories.clear()
-        past.append(Past(params=remembered[0], state="running"))
-        for index, each in enumerate(past):
-            if each.state == "running" and draw.random() < 0.3:
-                state = draw.choice(["complete", "stopped", "diverged", "infeasible", "failed", "cancelled"])
-                value = draw.random()
-                past[index] = Past(
-                    params=each.params, state=state, value=value if state == "complete" else None, reports=[value]
-                )
-        if step % 17 == 16:
-            del past[draw.randrange(len(past))]
-    assert all(len(past) > 20 for past in pasts)
-
-
-def test_a_longer_history_is_told_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    study._memories.clear()
-    told: list[Past] = []
-    add = study._add
-    monkeypatch.setattr(study, "_add", lambda shown, past, space: told.append(past) or add(shown, past, space))
-    params = {"learning_rate": 1e-3, "batch_size": 8}
-    past = [Past(params=params, state="complete", value=1.0 + index, reports=[1.0]) for index in range(20)]
-    study.suggest(question(past, 1))
-    assert len(told) == 20
-    past += [Past(params=params, state="running")]
-    study.suggest(question(past, 2))
-    past[-1] = Past(params=params, state="complete", value=0.5, reports=[0.5])
-    study.suggest(question(past, 3))
-    study.suggest(question(past, 4))  # a redraw
-    assert len(told) == 21
-    assert len(study._memories) == 1
-
-
-def test_a_process_keeps_only_so_many_memories() -> None:
-    study._memories.clear()
-    for size in range(2 * study.MEMORIES):
-        space = {"batch_size": {"choices": [*range(1, size + 2)]}}
-        study.suggest(question([], 1, space=space))
-    assert len(study._memories) == study.MEMORIES
