@@ -5,25 +5,26 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from orchestrator import lifecycle
+from orchestrator.records import StudyRecord
 
 
-def hours_spent(connection: Connection, study_id: int) -> bool:
+def hours_spent(connection: Connection, record: StudyRecord) -> bool:
     """Whether one more epoch, as long as those so far, would pass the limit."""
-    if not _limited(connection, study_id):
+    if record.spec.budget.hours is None:
         return False
-    total, used, epoch, _ = _usage(connection, study_id)
+    total, used, epoch, _ = _usage(connection, record.id)
     return total is not None and used + epoch > total * 3600
 
 
-def has_room(connection: Connection, study_id: int) -> bool:
+def has_room(connection: Connection, record: StudyRecord) -> bool:
     """Whether one more unit could train an epoch beside those that run.
 
     Without it the last minutes would be shared out in pieces too short for any epoch: idle workers would suggest,
     lease and cancel one trial after another.
     """
-    if not _limited(connection, study_id):
+    if record.spec.budget.hours is None:
         return True
-    total, used, epoch, running = _usage(connection, study_id)
+    total, used, epoch, running = _usage(connection, record.id)
     return total is None or used + epoch * (running + 1) <= total * 3600
 
 

@@ -39,6 +39,37 @@ def complete(connection: Connection) -> bool:
     return bool(_scalar(connection, there)) and bool(_scalar(connection, written))
 
 
+def start_trial(
+    connection: Connection, study: int, params: Mapping[str, tuple[float, str]], attributes: Mapping[str, Any]
+) -> int:
+    """The number of a new trial, RUNNING. params: name -> (value as Optuna stores it, its distribution as JSON)."""
+    # Numbers are counted: whoever makes a trial of a study holds this lock, and Optuna's own scripts do so too.
+    connection.execute(text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE"), {"study": study})
+    trial, number = connection.execute(
+        text(
+            "INSERT INTO trials (number, study_id, state, datetime_start) "
+            "SELECT count(*), :study, 'RUNNING', now() AT TIME ZONE 'utc' FROM trials WHERE study_id = :study "
+            "RETURNING trial_id, number"
+        ),
+        {"study": study},
+    ).one()
+    connection.execute(
+        text(
+            "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) "
+            "SELECT :trial, name, value, kind FROM unnest(CAST(:names AS text[]), CAST(:values AS double precision[]), "
+            "CAST(:kinds AS text[])) AS given(name, value, kind)"
+        ),
+        {
+            "trial": trial,
+            "names": list(params),
+            "values": [value for value, _ in params.values()],
+            "kinds": [kind for _, kind in params.values()],
+        },
+    )
+    _upsert(connection, "trial_user_attributes", "trial_id", trial, attributes)
+    return int(number)
+
+
 def end_trial(
     connection: Connection, study: int, number: int, end: End, attributes: Mapping[str, Any], note: str
 ) -> None:
@@ -176,11 +207,6 @@ def running(connection: Connection, study: int) -> dict[int, str | None]:
         "WHERE t.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number",
     )
     return {number: None if key is None else json.loads(key) for number, key in rows}
-
-
-def number_of(connection: Connection, trial: int) -> int:
-    """The number of an Optuna trial that is there."""
-    return int(_scalar(connection, "SELECT number FROM trials WHERE trial_id = :trial", trial=trial))
 
 
 def _pairs(connection: Connection, study: int, query: str, **values: Any) -> Sequence[tuple[Any, Any]]:

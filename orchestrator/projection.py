@@ -22,16 +22,16 @@ from orchestrator.records import FoldResult, StudyRecord, TrialRecord, key_of, t
 def project(engine: Engine, name: str, *, wait: bool = True) -> None:
     """Bring the Optuna study of `name` up to date. Without `wait`, leave it to whoever is at it just now."""
     with transaction(engine) as connection:
-        found = queries.study(connection, name)
+        found = queries.study_id(connection, name)
         if not _behind(connection, found):
             return
-    with readable_errors(engine.url), study.alone(engine.url, found.id, wait=wait) as mine:
+    with readable_errors(engine.url), study.alone(engine.url, found, wait=wait) as mine:
         if not mine:
             return
         with transaction(engine) as connection:
-            record = queries.study(connection, name)
-            if not _behind(connection, record):
+            if not _behind(connection, found):
                 return
+            record = queries.study(connection, name)
         _project(engine, record)
 
 
@@ -60,13 +60,13 @@ def _project(engine: Engine, record: StudyRecord) -> None:
     _note(engine, shown, record)
 
 
-def _behind(connection: Connection, record: StudyRecord) -> bool:
+def _behind(connection: Connection, study_id: int) -> bool:
     """Whether a trial was opened or closed that Optuna has not heard of. Asked after every step of every worker."""
     query = (
-        f"SELECT EXISTS (SELECT 1 FROM trial WHERE study = :study AND {queries.UNTOLD}) "  # noqa: S608
-        f"OR EXISTS (SELECT 1 FROM trial WHERE study = :study AND {queries.UNSHOWN})"
+        f"SELECT noted IS NULL OR EXISTS (SELECT 1 FROM trial WHERE study = :study AND {queries.UNTOLD}) "  # noqa: S608
+        f"OR EXISTS (SELECT 1 FROM trial WHERE study = :study AND {queries.UNSHOWN}) FROM study WHERE id = :study"
     )
-    return record.noted is None or bool(queries.scalar(connection, query, study=record.id))
+    return bool(queries.scalar(connection, query, study=study_id))
 
 
 def _forget_lost(engine: Engine, record: StudyRecord, shown: Any) -> None:

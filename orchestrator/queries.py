@@ -30,6 +30,16 @@ def study(connection: Connection, name: str) -> StudyRecord:
     return StudyRecord.from_row(dict(row))
 
 
+def study_id(connection: Connection, name: str) -> int:
+    """The id of a study.
+
+    Raises:
+        NoStudy: as `study` does.
+    """
+    found = scalar(connection, "SELECT id FROM study WHERE name = :name", name=name)
+    return int(found) if found is not None else study(connection, name).id
+
+
 def study_by_id(connection: Connection, study_id: int) -> StudyRecord | None:
     """A study as it is, not locked; None: it was deleted."""
     row = connection.execute(text("SELECT * FROM study WHERE id = :id"), {"id": study_id}).mappings().one_or_none()
@@ -103,8 +113,8 @@ def counts(connection: Connection, study_id: int) -> dict[tuple[str, bool], int]
     """(state, searched) -> how many trials of a study."""
     rows = connection.execute(
         text(
-            "SELECT CAST(state AS text), searched, count(*) FROM trial WHERE study = :study GROUP BY state, searched "
-            "ORDER BY state, searched"
+            "SELECT CAST(state AS text), searched, trials FROM (SELECT state, searched, count(*) AS trials FROM trial "
+            "WHERE study = :study GROUP BY state, searched) counted ORDER BY state, searched"
         ),
         {"study": study_id},
     )

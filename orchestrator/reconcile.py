@@ -56,7 +56,7 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
 
 def settle(connection: Connection, record: StudyRecord) -> None:
     """Close every trial whose units or whose rivals decide it, and the study when nothing is left to do."""
-    spent = budget.hours_spent(connection, record.id)
+    spent = budget.hours_spent(connection, record)
     if record.state == "open" and spent:
         # Trials that cannot get all their folds end here, planned ones too; what runs may end its epoch.
         cancel(connection, record, "the budget of device hours is used up", running=False)

@@ -20,11 +20,11 @@ from functools import cache
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL
 
@@ -302,15 +302,13 @@ def show_start(
     shown: optuna.Study, key: str, params: Mapping[str, Any], entries: space.Space, attributes: Mapping[str, Any]
 ) -> int:
     """The number of a new Optuna trial for `key`, RUNNING."""
-    trial = create_trial(
-        state=TrialState.RUNNING,
-        params=dict(params),
-        distributions=dict(space.distributions(entries)),
-        user_attrs={KEY: key, **attributes},
-    )
-    made = shown._storage.create_new_trial(shown._study_id, template_trial=trial)
+    values = {
+        name: (each.to_internal_repr(params[name]), distribution_to_json(each))
+        for name, each in space.distributions(entries).items()
+        if name in params
+    }
     with tables(shown) as connection:
-        return optuna_tables.number_of(connection, made)
+        return optuna_tables.start_trial(connection, shown._study_id, values, {KEY: key, **attributes})
 
 
 def show_end(shown: optuna.Study, number: int, past: Past, attributes: Mapping[str, Any], note: str) -> None:

@@ -87,13 +87,13 @@ def _look(
 ) -> tuple[StudyRecord, Lease | None, bool]:
     """(study, a unit of it, whether a suggestion would bring one), once this suggestion is among the trials."""
     with transaction(engine) as connection:
-        record = queries.lock_study(connection, queries.study(connection, name).id)
+        record = queries.lock_study(connection, queries.study_id(connection, name))
         if held is not None:
             leases.disown(connection, record, worker, held)
         reconcile(connection, record)
         if suggested is not None:
             _insert(connection, record, suggested)
-        if not _is_open(connection, record) or not budget.has_room(connection, record.id):
+        if not _is_open(connection, record) or not budget.has_room(connection, record):
             return record, None, False
         raced = record.spec.racing.on
         unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
@@ -125,13 +125,18 @@ def _next_number(connection: Connection, record: StudyRecord) -> int | None:
     sampler = record.spec.search.sampler
     if sampler == "grid":
         return None
-    counts = {state: count for (state, searched), count in queries.counts(connection, record.id).items() if searched}
-    if sum(counts.values()) >= record.trials_total:
+    row = connection.execute(
+        text(
+            "SELECT s.suggestions, (SELECT count(*) FROM trial WHERE study = s.id AND searched) AS used, "
+            "(SELECT count(*) FROM trial WHERE study = s.id AND searched AND state = 'running') AS running "
+            "FROM study s WHERE s.id = :id"
+        ),
+        {"id": record.id},
+    ).one()
+    if row.used >= record.trials_total:
         return None
     cap = lifecycle.open_cap(sampler, record.trials_total, _capable_workers(connection, record))
-    if cap is not None and counts.get("running", 0) >= cap:
-        return None
-    return int(queries.scalar(connection, "SELECT suggestions FROM study WHERE id = :id", id=record.id))
+    return int(row.suggestions) if cap is None or row.running < cap else None
 
 
 def _draw(engine: Engine, record: StudyRecord) -> Suggested | None:
