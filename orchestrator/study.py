@@ -11,6 +11,7 @@ import math
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 MEMORY = "infeasible: memory"  # constraint of a configuration that fits no device
 _LONG_AGO = datetime(2000, 1, 1)
 _LOCK = 0x6F707475
+_LOOK_SECONDS = 0.2  # at tables that another process makes
 _PROJECTION = 0x70726F6A  # "proj"; the second half of that key is the study
 GP_SECONDS = 300
 
@@ -203,12 +205,8 @@ def _storage(url: URL) -> RDBStorage:
     # A role named foldtune would otherwise find, and make, Optuna's tables in foldtune's schema.
     arguments = {**CONNECT_ARGS, "options": f"-c search_path=public {TIMEOUTS}"}
     place = url.render_as_string(hide_password=False)
-    with connect(url).begin() as connection:
-        if not optuna_tables.complete(connection):
-            # two processes that create Optuna's tables at once: one would fail
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            if not optuna_tables.complete(connection):
-                RDBStorage(place, engine_kwargs={"connect_args": arguments}).engine.dispose()
+    while not _made(url, place, arguments):
+        time.sleep(_LOOK_SECONDS)
     # looking at versions it wants two connections at once
     RDBStorage(place, skip_table_creation=True, engine_kwargs={"connect_args": arguments}).engine.dispose()
     storage = RDBStorage(
@@ -221,6 +219,17 @@ def _storage(url: URL) -> RDBStorage:
     name_crash_points(storage.engine, "optuna: ")
     event.listen(storage.engine, "connect", lambda *_: _refuse_to_reconnect(url))
     return storage
+
+
+def _made(url: URL, place: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether Optuna's tables are there; makes them, unless another process is at it: of two at once one would fail."""
+    with connect(url).begin() as connection:
+        if optuna_tables.complete(connection):
+            return True
+        free = connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}).scalar()
+        if free and not optuna_tables.complete(connection):
+            RDBStorage(place, engine_kwargs={"connect_args": dict(arguments)}).engine.dispose()
+        return bool(free)
 
 
 _inside: dict[URL, threading.RLock] = {}  # held by the thread that is `alone`
