@@ -79,13 +79,24 @@ def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | Non
     with turns.turn(engine, record.id) as mine:
         while mine and wanting:
             record, lease, wanting = _look(engine, worker, name, held, _draw(engine, record))
+    if wanting:  # others draw all the time, or one is frozen: what comes after new suggestions
+        record, lease, _ = _look(engine, worker, name, held, draws=False)
     return None if lease is None else (record, lease)
 
 
 def _look(
-    engine: Engine, worker: int, name: str, held: Sequence[str] | None, suggested: Suggested | None = None
+    engine: Engine,
+    worker: int,
+    name: str,
+    held: Sequence[str] | None,
+    suggested: Suggested | None = None,
+    *,
+    draws: bool = True,
 ) -> tuple[StudyRecord, Lease | None, bool]:
-    """(study, a unit of it, whether a suggestion would bring one), once this suggestion is among the trials."""
+    """(study, a unit of it, whether a suggestion would bring one), once this suggestion is among the trials.
+
+    draws: whether the caller can bring one; else it gets what would come after.
+    """
     with transaction(engine) as connection:
         record = queries.lock_study(connection, queries.study_id(connection, name))
         if held is not None:
@@ -97,7 +108,7 @@ def _look(
             return record, None, False
         raced = record.spec.racing.on
         unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
-        wanting = unit is None and _next_number(connection, record) is not None
+        wanting = draws and unit is None and _next_number(connection, record) is not None
         if unit is None and not wanting and raced:
             unit = waiting.further_unit(connection, record)
         if unit is None and not wanting and not held:

@@ -52,6 +52,7 @@ def of_window(
         "renewing_per_trial": _per(sum(waits["renew"]), trials),
         "client_cpu_per_trial": _per(sum(log["cpu"] for log in logs), trials),
         "server_cpu_per_trial": _per(server_cpu, trials),
+        "cpu_share_of_1_minute_trials": _per(sum(log["cpu"] for log in logs) + server_cpu, trials * MINUTE),
         "statements_per_trial": _per(sum(log["statements"] for log in logs), trials),
         "tried_again": sum(log["away"] for log in logs),
         "fenced": sum(log["fenced"] for log in logs),

@@ -12,12 +12,13 @@ from sqlalchemy import Engine, text
 
 from orchestrator import queries, study, trials, turns
 from orchestrator.database.engine import transaction
+from orchestrator.records import Lease, StudyRecord
 from tests.database import studies
 
 
-def launched(engine: Engine, tmp_path: Path, trials: int = 12) -> int:
+def launched(engine: Engine, tmp_path: Path, more: str = "") -> int:
     """The id of a study of random search whose default configuration is trained."""
-    studies.launched(engine, tmp_path, sampler="random", rates=studies.RANGE, budget=f"{{trials: {trials}}}")
+    studies.launched(engine, tmp_path, sampler="random", rates=studies.RANGE, budget="{trials: 12}", more=more)
     with transaction(engine) as connection:
         number = queries.study(connection, "s").id
         connection.execute(text("UPDATE trial SET state = 'cancelled'"))
@@ -70,6 +71,27 @@ def test_who_finds_others_drawing_all_the_time_comes_again(
         assert trials.take(engine, worker, ["s"]) is None
         assert time.monotonic() - began < 2
     assert trials.take(engine, worker, ["s"]) is not None
+
+
+def test_who_cannot_draw_gets_the_further_folds_that_come_after(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, worker = launched(engine, tmp_path, more="racing: {rule: forgiving}"), studies.worker(engine)
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
+
+    def take() -> tuple[StudyRecord, Lease]:
+        taken = trials.take(engine, worker, ["s"])
+        assert taken is not None
+        return taken
+
+    studies.train(engine, *take())
+    pace, second = take()[1], take()
+    assert second[1].trial != pace.trial
+    studies.train(engine, *second)
+    with turns.turn(engine, number):
+        further = take()[1]
+    assert (further.trial, further.fold) == (second[1].trial, 1)
+    assert take()[1].trial > second[1].trial
 
 
 def test_a_turn_that_the_server_ended_harms_nobody(engine: Engine, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def test_a_trial_is_a_minute_of_training_whatever_units_that_was() -> None:
     assert found["waiting_per_trial"] == 1.36  # renewals are the renewer's, in a thread of its own
     assert found["share_of_1_minute_trials"] == 0.0227
     assert (found["client_cpu_per_trial"], found["server_cpu_per_trial"]) == (0.4, 0.5)
+    assert found["cpu_share_of_1_minute_trials"] == 0.015
     assert found["statements_per_trial"] == 180
     assert found["waits"]["take"] == {"calls": 4, "mean": 0.2, "median": 0.1, "p95": 0.3, "max": 0.3}
 
