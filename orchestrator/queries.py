@@ -93,9 +93,9 @@ def unshown_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
     return _trials(connection, UNSHOWN, study=study_id)
 
 
-def untold_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
-    """Trials that are closed, and whose end Optuna has not heard of."""
-    return _trials(connection, UNTOLD, study=study_id)
+def untold_trials(connection: Connection, study_id: int, most: int | None = None) -> list[TrialRecord]:
+    """Trials that are closed, and whose end Optuna has not heard of; at most so many, the oldest."""
+    return _trials(connection, UNTOLD, "ORDER BY id LIMIT CAST(:most AS integer)", study=study_id, most=most)
 
 
 # As the indices `trial_best`, `trial_unshown` and `trial_untold` have it, or they would not be used.

@@ -49,7 +49,9 @@ SELECT u.id, e.epoch, u.lease_epoch, 0.5, 6.0,
   decode(repeat('cdcccc3e', 48), 'hex'), decode(repeat('0000803f', 48), 'hex'), decode(repeat('003c00bc', 48), 'hex')
 FROM unit u JOIN trial t ON t.id = u.trial CROSS JOIN generate_series(1, :epochs) e(epoch)
 CROSS JOIN LATERAL (
-  SELECT coalesce(t.value, 0.9) * (1 + 0.02 * (u.fold - 2)) * (1 + 0.3 * (:epochs - e.epoch)) AS loss) q
+  -- open ones are those that racing lets live: better than the best complete trial
+  SELECT CASE t.state WHEN 'running' THEN 0.3 ELSE coalesce(t.value, 0.9) END
+    * (1 + 0.02 * (u.fold - 2)) * (1 + 0.3 * (:epochs - e.epoch)) AS loss) q
 WHERE u.study = :study AND u.trial > :after AND u.state = 'done' ORDER BY u.id, e.epoch
 """
 ATTEMPTS = """
