@@ -1,6 +1,6 @@
 """What the sampler may know of a study's trials: read once by each process, since the past does not change.
 
-Of a long study it knows a part, or each suggestion would cost what the study has of trials (TPE: 0.1 s at 10,000). All
+Of a very long study it knows a part, or each suggestion would cost what the study has of trials. All
 open trials, the best complete ones, which are all that TPE calls good, and of the others every second, fourth, ...:
 in their order, since TPE weighs the late ones more.
 """
@@ -21,7 +21,7 @@ from orchestrator.study import Past
 
 REPORTED = ("stopped", "infeasible")  # of a complete trial the samplers read the value alone
 STUDIES = 4  # kept at once; a worker of more reads them anew
-KNOWN = 2000  # trials that the sampler knows one and all
+KNOWN = 5000  # trials that the sampler knows one and all
 BEST = 25  # Optuna's TPE calls at most so many good
 
 _Known = dict[int, tuple[Any, Past]]  # trial -> (what tells this end of it from any other, what was read)

@@ -60,9 +60,9 @@ def test_a_past_of_the_same_id_and_another_time_is_read_again(engine: Engine, tm
 
 
 def test_of_a_long_past_the_sampler_knows_a_part() -> None:
-    assert {history.stride(trials, 1000) for trials in (0, 1, 2000)} == {1}
-    assert [history.stride(trials, 1000) for trials in (2001, 4000, 4001, 10_000)] == [2, 2, 4, 8]
-    assert [history.stride(10_000, complete) for complete in (24, 25)] == [1, 8]
+    assert {history.stride(trials, 1000) for trials in (0, 1, 5000)} == {1}
+    assert [history.stride(trials, 1000) for trials in (5001, 10_000, 10_001, 40_000)] == [2, 2, 4, 8]
+    assert [history.stride(10_000, complete) for complete in (24, 25)] == [1, 2]
 
 
 def test_what_the_sampler_knows_of_a_long_past(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
