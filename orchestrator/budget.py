@@ -5,21 +5,26 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from orchestrator import lifecycle
+from orchestrator.records import StudyRecord
 
 
-def hours_spent(connection: Connection, study_id: int) -> bool:
+def hours_spent(connection: Connection, record: StudyRecord) -> bool:
     """Whether one more epoch, as long as those so far, would pass the limit."""
-    total, used, epoch, _ = _usage(connection, study_id)
+    if record.spec.budget.hours is None:
+        return False
+    total, used, epoch, _ = _usage(connection, record.id)
     return total is not None and used + epoch > total * 3600
 
 
-def has_room(connection: Connection, study_id: int) -> bool:
+def has_room(connection: Connection, record: StudyRecord) -> bool:
     """Whether one more unit could train an epoch beside those that run.
 
     Without it the last minutes would be shared out in pieces too short for any epoch: idle workers would suggest,
     lease and cancel one trial after another.
     """
-    total, used, epoch, running = _usage(connection, study_id)
+    if record.spec.budget.hours is None:
+        return True
+    total, used, epoch, running = _usage(connection, record.id)
     return total is None or used + epoch * (running + 1) <= total * 3600
 
 
@@ -30,8 +35,16 @@ def used_seconds(connection: Connection, study_id: int) -> float:
 
 def seconds_left(connection: Connection, study_id: int) -> float | None:
     """Device seconds that each running unit may still take; None: no limit."""
+    if not _limited(connection, study_id):
+        return None
     total, used, _, running = _usage(connection, study_id)
     return lifecycle.seconds_left(total, used, running)
+
+
+def _limited(connection: Connection, study_id: int) -> bool:
+    """Whether hours are limited at all. What was used is summed over every unit and result, for each question anew."""
+    query = text("SELECT hours_total IS NOT NULL FROM study WHERE id = :id")
+    return bool(connection.execute(query, {"id": study_id}).scalar())
 
 
 def _usage(connection: Connection, study_id: int) -> tuple[float | None, float, float, int]:

@@ -37,8 +37,15 @@ def prune(connection: Connection, record: StudyRecord) -> None:
     Resume states of closed trials go. So do adapters, but for those of `retention.kept` and of cancelled trials:
     `resume` revives these with the folds they have finished, and the best of a study keeps the adapters of all folds.
     """
-    trials = queries.trials(connection, record.id)
-    keep = retention.kept(trials, keep=int(record.artifacts["keep"]), maximize=record.spec.maximize)
+    most, maximize = int(record.artifacts["keep"]), record.spec.maximize
+    candidates = {
+        trial.id: trial
+        for trial in (
+            *queries.best_trials(connection, record.id, most, maximize=maximize),
+            *queries.default_trials(connection, record.id),
+        )
+    }
+    keep = retention.kept(list(candidates.values()), keep=most, maximize=maximize)
     connection.execute(
         text(
             "UPDATE artifact SET doomed = true FROM unit u JOIN trial t ON t.id = u.trial "

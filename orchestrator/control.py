@@ -53,11 +53,12 @@ def resume(engine: Engine, name: str, *, trials: int | None = None, hours: float
             ),
             {"id": record.id, "trials": trials, "hours": hours},
         )
-        if budget.hours_spent(connection, record.id):
+        record = queries.lock_study(connection, record.id)
+        if budget.hours_spent(connection, record):
             used_up = budget.used_seconds(connection, record.id) / 3600
             message = f"the study's device hours are used up ({used_up:.3g}); --hours is a total and must be above that"
             raise FoldtuneError(message, code=USAGE)
-        settle(connection, queries.lock_study(connection, record.id))
+        settle(connection, record)
         state = queries.scalar(connection, "SELECT CAST(state AS text) FROM study WHERE id = :id", id=record.id)
     projection.project(engine, name)
     return f"study {name!r} is {state}; {waiting} cancelled trials wait again"

@@ -84,7 +84,7 @@ def trial_end(units: Sequence[str]) -> str | None:
 def study_end(*, trials: Sequence[str], trials_used: int, trials_total: int, hours_spent: bool) -> str | None:
     """The state of an open study whose work is done; None while there is work.
 
-    trials: the state of every trial, planned ones included.
+    trials: the states of all trials, planned ones included; each state at least once.
     """
     if any(state in ("waiting", "running") for state in trials):
         return None

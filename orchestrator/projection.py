@@ -1,42 +1,46 @@
 """Make Optuna show what foldtune's tables say. Idempotent: whoever comes next completes what a crash left.
 
-One process at a time projects a study, under a lock of its own: Optuna takes some hundred statements for a trial, and
+One process at a time projects a study, under a lock of its own: a trial takes some dozen statements, and
 under the study's row lock nobody could take or finish a unit meanwhile.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 import foldtune
-from orchestrator import lifecycle, objective, queries, study, words
+from orchestrator import history, objective, queries, study, words
 from orchestrator.contract import digest
 from orchestrator.database.engine import readable_errors, transaction
-from orchestrator.records import FoldResult, StudyRecord, TrialRecord
-from orchestrator.study import Past
+from orchestrator.records import FoldResult, StudyRecord, TrialRecord, key_of, trial_of
+
+AT_ONCE = 20  # ends that a worker between two units tells Optuna of
 
 
 def project(engine: Engine, name: str, *, wait: bool = True) -> None:
-    """Bring the Optuna study of `name` up to date. Without `wait`, leave it to whoever is at it just now."""
+    """Bring the Optuna study of `name` up to date.
+
+    Without `wait`, leave it to whoever is at it just now, and do a part: one trial's end may have stopped a thousand.
+    """
     with transaction(engine) as connection:
-        found = queries.study(connection, name)
+        found = queries.study_id(connection, name)
         if not _behind(connection, found):
             return
-    with readable_errors(engine.url), study.alone(engine.url, found.id, wait=wait) as mine:
+    with readable_errors(engine.url), study.alone(engine.url, found, wait=wait) as mine:
         if not mine:
             return
         with transaction(engine) as connection:
-            record = queries.study(connection, name)
-            if not _behind(connection, record):
+            if not _behind(connection, found):
                 return
-        _project(engine, record)
+            record = queries.study(connection, name)
+        _project(engine, record, None if wait else AT_ONCE)
 
 
-def _project(engine: Engine, record: StudyRecord) -> None:
+def _project(engine: Engine, record: StudyRecord, most: int | None) -> None:
     attributes = {
         "foldtune:version": foldtune.__version__,
         "foldtune:digest": record.spec.digest(),
@@ -46,83 +50,87 @@ def _project(engine: Engine, record: StudyRecord) -> None:
     shown = study.open_projection(
         engine.url, record.name, record.spec.objective, maximize=record.spec.maximize, attributes=attributes
     )
-    known = study.shown_keys(shown)
-    for trial in _trials(engine, record):
-        if trial.number is not None and trial.key not in known:  # a person deleted it, or the whole Optuna study
-            _remember(engine, trial, "number = NULL, told = false")
-    for trial in _trials(engine, record):
-        if trial.in_space and trial.state != "waiting" and trial.number is None:
-            _start(engine, shown, record, trial)
-    trials = _trials(engine, record)
-    for number in study.orphans(shown, [trial.key for trial in trials]):
-        study.drop_orphan(shown, number)
-    _tell_ended(engine, shown, record, trials)
-    _note(engine, shown, record, trials)
-
-
-def _trials(engine: Engine, record: StudyRecord) -> list[TrialRecord]:
+    _forget_lost(engine, record, shown)
+    running = study.running(shown)
+    left_behind = {key: number for number, key in running.items()}  # by one who died before it wrote that down
     with transaction(engine) as connection:
-        return queries.trials(connection, record.id)
+        unshown = queries.unshown_trials(connection, record.id)
+    for trial in unshown:
+        number = left_behind.get(trial.key)
+        if number is None:
+            number = study.show_start(shown, trial.key, trial.params, record.spec.space, {"origin": trial.origin})
+        _remember(engine, trial.id, trial.generation, "number = :number", number=number)
+    _drop_orphans(engine, record, shown, running)
+    _tell_ended(engine, shown, record, most)
+    _note(engine, shown, record)
 
 
-def _behind(connection: Connection, record: StudyRecord) -> bool:
+def _behind(connection: Connection, study_id: int) -> bool:
     """Whether a trial was opened or closed that Optuna has not heard of. Asked after every step of every worker."""
-    return record.noted is None or bool(
-        queries.scalar(
-            connection,
-            "SELECT EXISTS (SELECT 1 FROM trial WHERE study = :study AND "
-            "(state NOT IN ('waiting', 'running') AND NOT told OR state <> 'waiting' AND in_space AND number IS NULL))",
-            study=record.id,
-        )
+    query = (
+        f"SELECT noted IS NULL OR EXISTS (SELECT 1 FROM trial WHERE study = :study AND {queries.UNTOLD}) "  # noqa: S608
+        f"OR EXISTS (SELECT 1 FROM trial WHERE study = :study AND {queries.UNSHOWN}) FROM study WHERE id = :study"
     )
+    return bool(queries.scalar(connection, query, study=study_id))
 
 
-def past_of(connection: Connection, record: StudyRecord, trials: list[TrialRecord]) -> list[Past]:
-    """What the sampler may know: every opened trial whose values lie in the space."""
-    known = [trial for trial in trials if trial.in_space and trial.state != "waiting"]
-    results = _by_trial(queries.fold_results(connection, record.id))
-    return [_past(record, trial, results) for trial in known]
+def _forget_lost(engine: Engine, record: StudyRecord, shown: Any) -> None:
+    """Trials that Optuna has no more, since a person deleted them or the whole Optuna study, get a new one."""
+    with transaction(engine) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT id, generation, number FROM trial WHERE study = :study AND number IN "
+                "((SELECT max(number) FROM trial WHERE study = :study), "
+                "(SELECT min(number) FROM trial WHERE study = :study))"
+            ),
+            {"study": record.id},
+        ).all()
+        if study.is_whole(shown, {number: key_of(trial, generation) for trial, generation, number in rows}):
+            return
+        query = "SELECT id, generation FROM trial WHERE study = :study AND number IS NOT NULL"
+        shown_once = connection.execute(text(query), {"study": record.id}).all()
+    numbers = study.numbers(shown)
+    for trial, generation in shown_once:
+        if key_of(trial, generation) not in numbers:
+            _remember(engine, trial, generation, "number = NULL, told = false")
 
 
-def running_values(record: StudyRecord, results: list[FoldResult]) -> list[float]:
-    """The objective pooled over the first 1, 2, ... finished folds."""
-    sums = itertools.accumulate((result.tallies for result in results), lambda a, b: objective.add([a, b]))
-    values = [objective.metrics(tallies)[record.spec.objective] for tallies in sums]
-    return [float(value) for value in values]
-
-
-def _past(record: StudyRecord, trial: TrialRecord, results: dict[int, list[FoldResult]]) -> Past:
-    folds = results.get(trial.duplicate_of or trial.id, [])
-    reports = running_values(record, folds) if trial.state in lifecycle.TERMINAL else []
-    return Past(params=trial.params, state=trial.state, value=trial.value, reports=reports)
-
-
-def _start(engine: Engine, shown: Any, record: StudyRecord, trial: TrialRecord) -> None:
-    number = study.show_start(shown, trial.key, trial.params, record.spec.space, {"origin": trial.origin})
-    _remember(engine, trial, "number = :number", number=number)
-
-
-def _tell_ended(engine: Engine, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:
-    untold = [trial for trial in trials if trial.state in lifecycle.TERMINAL and not trial.told]
-    if not untold:
+def _drop_orphans(engine: Engine, record: StudyRecord, shown: Any, running: Mapping[int, str | None]) -> None:
+    """End what runs in Optuna and stands for no trial, or for an earlier life of one."""
+    if not running:
         return
     with transaction(engine) as connection:
-        results = _by_trial(queries.fold_results(connection, record.id))
+        rows = connection.execute(
+            text("SELECT id, generation FROM trial WHERE study = :study AND id = ANY(:ids)"),
+            {"study": record.id, "ids": [trial_of(key) for key in running.values() if key is not None]},
+        ).all()
+    known = {key_of(trial, generation) for trial, generation in rows}
+    for number, key in running.items():
+        if key not in known:
+            study.drop_orphan(shown, number)
+
+
+def _tell_ended(engine: Engine, shown: Any, record: StudyRecord, most: int | None) -> None:
+    with transaction(engine) as connection:
+        untold = queries.untold_trials(connection, record.id, most)
+        trained = [trial.duplicate_of or trial.id for trial in untold]
+        results = history.by_trial(queries.fold_results(connection, record.id, trained)) if untold else {}
         evidence = {trial.id: _evidence(connection, trial) for trial in untold}
     for trial in untold:
         if trial.number is not None:
             folds = results.get(trial.duplicate_of or trial.id, [])
             note = words.trial_note(record, trial, folds, evidence[trial.id])
-            study.show_end(shown, trial.number, _past(record, trial, results), _attributes(record, folds), note)
-        _remember(engine, trial, "told = true")
+            past = history.past(record, trial.params, trial.state, trial.value, folds)
+            study.show_end(shown, trial.number, past, _attributes(record, folds), note)
+        _remember(engine, trial.id, trial.generation, "told = true")
 
 
-def _remember(engine: Engine, trial: TrialRecord, what: str, **values: Any) -> None:
+def _remember(engine: Engine, trial: int, generation: int, what: str, **values: Any) -> None:
     """Write down what Optuna knows of a trial; of this life of it: `resume` may have begun the next meanwhile."""
     with transaction(engine) as connection:
         connection.execute(
             text(f"UPDATE trial SET {what} WHERE id = :id AND generation = :generation"),  # noqa: S608
-            {**values, "id": trial.id, "generation": trial.generation},
+            {**values, "id": trial, "generation": generation},
         )
 
 
@@ -147,15 +155,16 @@ def _attributes(record: StudyRecord, folds: list[FoldResult]) -> dict[str, Any]:
     return {**finite, "fold losses": each}
 
 
-def _note(engine: Engine, shown: Any, record: StudyRecord, trials: list[TrialRecord]) -> None:
-    note = words.study_note(record, trials)
+def _note(engine: Engine, shown: Any, record: StudyRecord) -> None:
+    with transaction(engine) as connection:
+        counts = queries.counts(connection, record.id)
+        best = next(iter(queries.best_trials(connection, record.id, 1, maximize=record.spec.maximize)), None)
+        default = next(iter(queries.default_trials(connection, record.id)), None)
+    searched = {state: count for (state, of_search), count in counts.items() if of_search}
+    note = words.study_note_of(record, searched, best, default)
     if digest(note) != record.noted:
-        study.save_note(shown, None, note)
+        study.save_note(shown, note)
         with transaction(engine) as connection:
             connection.execute(
                 text("UPDATE study SET noted = :noted WHERE id = :id"), {"noted": digest(note), "id": record.id}
             )
-
-
-def _by_trial(results: list[FoldResult]) -> dict[int, list[FoldResult]]:
-    return {trial: list(group) for trial, group in itertools.groupby(results, key=lambda result: result.trial)}

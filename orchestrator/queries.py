@@ -30,6 +30,16 @@ def study(connection: Connection, name: str) -> StudyRecord:
     return StudyRecord.from_row(dict(row))
 
 
+def study_id(connection: Connection, name: str) -> int:
+    """The id of a study.
+
+    Raises:
+        NoStudy: as `study` does.
+    """
+    found = scalar(connection, "SELECT id FROM study WHERE name = :name", name=name)
+    return int(found) if found is not None else study(connection, name).id
+
+
 def study_by_id(connection: Connection, study_id: int) -> StudyRecord | None:
     """A study as it is, not locked; None: it was deleted."""
     row = connection.execute(text("SELECT * FROM study WHERE id = :id"), {"id": study_id}).mappings().one_or_none()
@@ -56,9 +66,59 @@ def lock_study(connection: Connection, study_id: int) -> StudyRecord:
 
 
 def trials(connection: Connection, study_id: int) -> list[TrialRecord]:
-    """Every trial of a study, in the order of creation."""
-    rows = connection.execute(text("SELECT * FROM trial WHERE study = :study ORDER BY id"), {"study": study_id})
-    return [TrialRecord.from_row(dict(row)) for row in rows.mappings()]
+    """Every trial of a study, in the order of creation. For readers: who decides reads what decides, see below."""
+    return _trials(connection, "true", study=study_id)
+
+
+def default_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
+    """The default configuration, if the study has it."""
+    return _trials(connection, "is_default", study=study_id)
+
+
+def best_trials(connection: Connection, study_id: int, count: int, *, maximize: bool) -> list[TrialRecord]:
+    """The best complete trials that were trained, at most so many, best first; of equals the earlier first."""
+    order = f"ORDER BY value {'DESC' if maximize else 'ASC'}, id LIMIT :count"
+    return _trials(connection, BEST, order, study=study_id, count=count)
+
+
+def best_ids(connection: Connection, study_id: int, count: int, *, maximize: bool) -> list[int]:
+    """Their ids."""
+    order = f"ORDER BY value {'DESC' if maximize else 'ASC'}, id LIMIT :count"
+    query = f"SELECT id FROM trial WHERE study = :study AND {BEST} {order}"  # noqa: S608
+    return [int(trial) for trial in connection.execute(text(query), {"study": study_id, "count": count}).scalars()]
+
+
+def unshown_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
+    """Trials that were opened, and that Optuna has not heard of."""
+    return _trials(connection, UNSHOWN, study=study_id)
+
+
+def untold_trials(connection: Connection, study_id: int, most: int | None = None) -> list[TrialRecord]:
+    """Trials that are closed, and whose end Optuna has not heard of; at most so many, the oldest."""
+    return _trials(connection, UNTOLD, "ORDER BY id LIMIT CAST(:most AS integer)", study=study_id, most=most)
+
+
+# As the indices `trial_best`, `trial_unshown` and `trial_untold` have it, or they would not be used.
+BEST = "value IS NOT NULL AND duplicate_of IS NULL"
+UNSHOWN = "number IS NULL AND in_space AND state <> 'waiting'"
+UNTOLD = "NOT told AND state NOT IN ('waiting', 'running')"
+
+
+def _trials(connection: Connection, which: str, order: str = "ORDER BY id", **parameters: Any) -> list[TrialRecord]:
+    query = text(f"SELECT * FROM trial WHERE study = :study AND {which} {order}")  # noqa: S608
+    return [TrialRecord.from_row(dict(row)) for row in connection.execute(query, parameters).mappings()]
+
+
+def counts(connection: Connection, study_id: int) -> dict[tuple[str, bool], int]:
+    """(state, searched) -> how many trials of a study."""
+    rows = connection.execute(
+        text(
+            "SELECT CAST(state AS text), searched, trials FROM (SELECT state, searched, count(*) AS trials FROM trial "
+            "WHERE study = :study GROUP BY state, searched) counted ORDER BY state, searched"
+        ),
+        {"study": study_id},
+    )
+    return {(str(state), bool(searched)): int(count) for state, searched, count in rows}
 
 
 def fold_results(connection: Connection, study_id: int, trial_ids: Sequence[int] | None = None) -> list[FoldResult]:

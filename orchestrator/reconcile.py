@@ -56,7 +56,7 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
 
 def settle(connection: Connection, record: StudyRecord) -> None:
     """Close every trial whose units or whose rivals decide it, and the study when nothing is left to do."""
-    spent = budget.hours_spent(connection, record.id)
+    spent = budget.hours_spent(connection, record)
     if record.state == "open" and spent:
         # Trials that cannot get all their folds end here, planned ones too; what runs may end its epoch.
         cancel(connection, record, "the budget of device hours is used up", running=False)
@@ -98,17 +98,26 @@ def _close(connection: Connection, record: StudyRecord, trial_id: int, state: st
 
 def _stop(connection: Connection, stopped: Mapping[int, str]) -> None:
     """Close the trials that racing stops, with its reason. Whoever trains a unit of theirs learns it by its renewal."""
-    if stopped:  # locked in the order in which a worker renews its leases, or the two could wait for each other
-        query = "SELECT id FROM unit WHERE trial = ANY(:ids) AND state IN ('waiting', 'leased') ORDER BY id FOR UPDATE"
-        connection.execute(text(query), {"ids": list(stopped)})
-    for trial_id, reason in stopped.items():
-        _end_trial(connection, trial_id, "stopped", None, reason)
-        connection.execute(
-            text(
-                "UPDATE unit SET reason = 'its trial was stopped by racing' WHERE trial = :id AND state = 'cancelled'"
-            ),
-            {"id": trial_id},
-        )
+    if not stopped:
+        return
+    # All at once: the first complete trial may stop a thousand. Units are locked in the order in which a worker renews
+    # its leases, or the two could wait for each other.
+    query = "SELECT id FROM unit WHERE trial = ANY(:ids) AND state IN ('waiting', 'leased') ORDER BY id FOR UPDATE"
+    connection.execute(text(query), {"ids": list(stopped)})
+    connection.execute(
+        text(
+            "UPDATE trial SET state = 'stopped', reason = why, closed_at = now() "
+            "FROM unnest(CAST(:ids AS bigint[]), CAST(:reasons AS text[])) AS given(stopped, why) WHERE id = stopped"
+        ),
+        {"ids": list(stopped), "reasons": list(stopped.values())},
+    )
+    connection.execute(
+        text(
+            "UPDATE unit SET state = 'cancelled', expires_at = NULL, ended_at = now(), "
+            "reason = 'its trial was stopped by racing' WHERE trial = ANY(:ids) AND state IN ('waiting', 'leased')"
+        ),
+        {"ids": list(stopped)},
+    )
 
 
 def _end_trial(connection: Connection, trial_id: int, state: str, value: float | None, reason: str) -> None:
@@ -162,10 +171,13 @@ def _close_duplicates(connection: Connection, record: StudyRecord) -> None:
 
 
 def _close_study(connection: Connection, record: StudyRecord, *, hours_spent: bool) -> None:
-    trials = queries.trials(connection, record.id)
+    query = "SELECT EXISTS (SELECT 1 FROM trial WHERE study = :study AND state IN ('waiting', 'running'))"
+    if queries.scalar(connection, query, study=record.id):  # nearly always, and nobody need count
+        return
+    counts = queries.counts(connection, record.id)
     state = lifecycle.study_end(
-        trials=[trial.state for trial in trials],
-        trials_used=sum(trial.searched for trial in trials),
+        trials=[state for state, _ in counts],
+        trials_used=sum(count for (_, searched), count in counts.items() if searched),
         trials_total=record.trials_total,
         hours_spent=hours_spent,
     )

@@ -61,6 +61,17 @@ class StudyRecord:
         return space.settings(self.spec.training, params, pooling=self.model.pooling)
 
 
+def key_of(trial: int, generation: int) -> str:
+    """Ties an Optuna trial to the row of this id, and to this life of it."""
+    return f"{trial}.{generation}"
+
+
+def trial_of(key: str) -> int:
+    """The id in a key; -1 in what is none."""
+    trial = key.partition(".")[0]
+    return int(trial) if trial.isdecimal() else -1
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One trial as the database has it."""
@@ -88,7 +99,7 @@ class TrialRecord:
     @property
     def key(self) -> str:
         """Ties the Optuna trial to this row, and to this life of it."""
-        return f"{self.id}.{self.generation}"
+        return key_of(self.id, self.generation)
 
     @property
     def name(self) -> str:

@@ -9,26 +9,40 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from orchestrator import queries, racing, words
+from orchestrator import queries, racing
 from orchestrator.racing import Fold, Incumbent, Rules
 from orchestrator.records import StudyRecord, TrialRecord
 
 PAIRED = "paired"
 
 
-def verdicts(connection: Connection, record: StudyRecord) -> dict[int, str]:
-    """Open trials that racing stops -> why, in words. Empty without racing, and while no trial is complete."""
+def verdicts(connection: Connection, record: StudyRecord, *, only: int | None = None) -> dict[int, str]:
+    """Open trials that racing stops -> why, in words. Empty without racing, and while no trial is complete.
+
+    only: this trial alone is judged. Enough where nothing but its own results is new.
+    """
     if not record.spec.racing.on:
         return {}
-    trials = queries.trials(connection, record.id)
-    best = words.best_trial(record, trials)
-    raced = [trial.id for trial in trials if is_raced(trial) and trial.state == "running"]
-    if best is None or not raced:
+    best = next(iter(queries.best_trials(connection, record.id, 1, maximize=record.spec.maximize)), None)
+    if best is None:
+        return {}
+    raced = _raced(connection, record, only)
+    if not raced:
         return {}
     reported = _reported(connection, record, best.id, raced)
     rules, incumbent = rules_of(record), Incumbent(name=_name(best), folds=reported.pop(best.id, {}))
     reasons = {trial: racing.reason_to_stop(rules, folds, incumbent) for trial, folds in sorted(reported.items())}
     return {trial: reason for trial, reason in reasons.items() if reason is not None}
+
+
+def _raced(connection: Connection, record: StudyRecord, only: int | None) -> list[int]:
+    """Ids of the open trials that `is_raced` says may be stopped; in SQL, since there may be thousands."""
+    query = (
+        "SELECT id FROM trial WHERE study = :study AND state = 'running' AND searched AND NOT is_default "
+        "AND duplicate_of IS NULL AND id = coalesce(CAST(:only AS bigint), id) ORDER BY id"
+    )
+    rows = connection.execute(text(query), {"study": record.id, "only": only})
+    return [int(trial) for trial in rows.scalars()]
 
 
 def is_raced(trial: TrialRecord) -> bool:

@@ -6,38 +6,41 @@ The Optuna study in Postgres is a projection for the dashboard and for people's 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
+import math
 import subprocess
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import RDBStorage
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from sqlalchemy import event, text
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL
 
-from orchestrator import lifecycle, space
+from orchestrator import lifecycle, optuna_tables, space
 from orchestrator.contract import derive_seed
 from orchestrator.database.engine import CONNECT_ARGS, TIMEOUTS, connect, name_crash_points
 from orchestrator.errors import UNAVAILABLE, USAGE, FoldtuneError
+from orchestrator.optuna_tables import KEY, End
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-KEY = "foldtune"  # user attribute that ties an Optuna trial to foldtune's row
 MEMORY = "infeasible: memory"  # constraint of a configuration that fits no device
+_LONG_AGO = datetime(2000, 1, 1)
 _LOCK = 0x6F707475
+_LOOK_SECONDS = 0.2  # at tables that another process makes
 _PROJECTION = 0x70726F6A  # "proj"; the second half of that key is the study
 GP_SECONDS = 300
 
@@ -50,6 +53,23 @@ class Past:
     state: str  # of foldtune's trial
     value: float | None = None
     reports: Sequence[float] = ()  # pooled running objective after 1, 2, ... finished folds
+
+
+def end_of(past: Past) -> End | None:
+    """How samplers, Optuna's tables and the dashboard see a trial's end; None: it is open."""
+    if past.state not in lifecycle.TOLD:
+        return None
+    state = lifecycle.TOLD[past.state]
+    silent = past.state in ("diverged", "failed", "cancelled")
+    reports = {} if silent else {step: float(value) for step, value in enumerate(past.reports, start=1)}
+    last = reports.get(len(reports))
+    value = past.value if state == "COMPLETE" else last if state == "PRUNED" else None
+    return End(
+        state=state,
+        value=None if value is None or math.isnan(value) else float(value),
+        reports=reports,
+        marks={f"constraints:{MEMORY}": 1.0} if past.state == "infeasible" else {},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +94,69 @@ def suggest(question: Question) -> tuple[dict[str, Any], str]:
 def answer(question: Question) -> tuple[dict[str, Any], str]:
     """`suggest`, in this process."""
     entries = {name: space.entry_from_json(name, raw) for name, raw in question.space.items()}
-    distributions = space.distributions(entries)
     startup = lifecycle.startup_trials(question.trials)
-    direction = _direction(question.maximize)
-    memory = optuna.create_study(sampler=_sampler(question, startup), direction=direction)
-    for past in question.past:
-        _tell(memory, _start(memory, past.params, distributions, {}), past)
-    asked = memory.ask(distributions)
+    past = () if question.sampler == "random" else question.past
+    distributions = space.distributions(entries)
+    memory = _Memory([_trial(number, each, distributions) for number, each in enumerate(past, start=1)])
+    asked = optuna.create_study(
+        storage=memory, sampler=_sampler(question, startup, distributions), direction=_direction(question.maximize)
+    )
+    params = dict(asked.ask(distributions).params)
     learnt = ("COMPLETE",) if question.sampler == "gp" else ("COMPLETE", "PRUNED")
     known = sum(lifecycle.TOLD.get(past.state) in learnt for past in question.past)
     by_model = question.sampler in ("tpe", "gp") and known >= startup
-    return dict(asked.params), "model" if by_model else "random"
+    return params, "model" if by_model else "random"
 
 
-def _sampler(question: Question, startup: int) -> BaseSampler:
+class _Memory(InMemoryStorage):
+    """A storage whose past is given as it is. Told one by one, as Optuna would have it, ten thousand take seconds."""
+
+    def __init__(self, past: list[FrozenTrial]) -> None:
+        super().__init__()
+        self._past = past
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """The past, then what was asked here."""
+        every = [*self._past, *super().get_all_trials(study_id, deepcopy, None)]
+        return [trial for trial in every if states is None or trial.state in states]
+
+
+def _trial(number: int, past: Past, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    """What a sampler reads of one trial. Samplers weigh trials by their order; number 0 is the one that is asked."""
+    end = end_of(past)
+    return FrozenTrial(
+        number=number,
+        trial_id=number,
+        state=TrialState.RUNNING if end is None else TrialState[end.state],
+        value=None if end is None else end.value,
+        datetime_start=_LONG_AGO,
+        datetime_complete=None if end is None else _LONG_AGO,
+        params=dict(past.params),
+        distributions=dict(distributions),
+        user_attrs={},
+        system_attrs={} if end is None else dict(end.marks),
+        intermediate_values={} if end is None else dict(end.reports),
+    )
+
+
+class _FixedSpaceTPESampler(TPESampler):
+    """TPE that is told the space. Left to itself it intersects those of all trials, more than half of its seconds."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], **options: Any) -> None:
+        super().__init__(**options)
+        self._fixed = {name: each for name, each in sorted(distributions.items()) if not each.single()}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict(self._fixed)
+
+
+def _sampler(question: Question, startup: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
     seed = question.seed % 2**32
     if question.sampler == "tpe":
-        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
+        options = {"seed": seed, "n_startup_trials": startup, "multivariate": True, "constant_liar": True}
+        return _FixedSpaceTPESampler(distributions, **options)
     if question.sampler == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=False)
     return RandomSampler(seed=seed)
@@ -139,10 +205,10 @@ def _storage(url: URL) -> RDBStorage:
     # A role named foldtune would otherwise find, and make, Optuna's tables in foldtune's schema.
     arguments = {**CONNECT_ARGS, "options": f"-c search_path=public {TIMEOUTS}"}
     place = url.render_as_string(hide_password=False)
-    with connect(url).begin() as connection:  # two processes that create Optuna's tables at once: one would fail
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        # looking at versions it wants two connections at once
-        RDBStorage(place, engine_kwargs={"connect_args": arguments}).engine.dispose()
+    while not _made(url, place, arguments):
+        time.sleep(_LOOK_SECONDS)
+    # looking at versions it wants two connections at once
+    RDBStorage(place, skip_table_creation=True, engine_kwargs={"connect_args": arguments}).engine.dispose()
     storage = RDBStorage(
         place,
         skip_compatibility_check=True,
@@ -153,6 +219,17 @@ def _storage(url: URL) -> RDBStorage:
     name_crash_points(storage.engine, "optuna: ")
     event.listen(storage.engine, "connect", lambda *_: _refuse_to_reconnect(url))
     return storage
+
+
+def _made(url: URL, place: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether Optuna's tables are there; makes them, unless another process is at it: of two at once one would fail."""
+    with connect(url).begin() as connection:
+        if optuna_tables.complete(connection):
+            return True
+        free = connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}).scalar()
+        if free and not optuna_tables.complete(connection):
+            RDBStorage(place, engine_kwargs={"connect_args": dict(arguments)}).engine.dispose()
+        return bool(free)
 
 
 _inside: dict[URL, threading.RLock] = {}  # held by the thread that is `alone`
@@ -233,55 +310,53 @@ def open_projection(
 def show_start(
     shown: optuna.Study, key: str, params: Mapping[str, Any], entries: space.Space, attributes: Mapping[str, Any]
 ) -> int:
-    """The number of the Optuna trial for `key`, created RUNNING unless a crash left one behind."""
-    for trial in shown.get_trials(deepcopy=False):
-        if trial.user_attrs.get(KEY) == key:
-            return trial.number
-    return _start(shown, params, space.distributions(entries), {KEY: key, **attributes})
+    """The number of a new Optuna trial for `key`, RUNNING."""
+    values = {
+        name: (each.to_internal_repr(params[name]), distribution_to_json(each))
+        for name, each in space.distributions(entries).items()
+        if name in params
+    }
+    with tables(shown) as connection:
+        return optuna_tables.start_trial(connection, shown._study_id, values, {KEY: key, **attributes})
 
 
 def show_end(shown: optuna.Study, number: int, past: Past, attributes: Mapping[str, Any], note: str) -> None:
-    """Tell Optuna how a trial ended, unless it knows already."""
-    frozen = _frozen(shown, number)
-    if frozen.state.is_finished():
-        return
-    trial = Trial(shown, frozen._trial_id)
-    for name, value in attributes.items():
-        trial.set_user_attr(name, value)
-    save_note(shown, number, note)
-    _tell(shown, number, past)
+    """Tell Optuna how a trial ended, all at once, unless it knows already."""
+    end = end_of(past)
+    if end is not None:
+        with tables(shown) as connection:
+            optuna_tables.end_trial(connection, shown._study_id, number, end, attributes, note)
 
 
-def save_note(shown: optuna.Study, number: int | None, note: str) -> None:
-    """The words the dashboard shows beside a trial, or beside the study (number None)."""
-    target = shown if number is None else Trial(shown, _frozen(shown, number)._trial_id)
-    _notes().save_note(target, note)
+def save_note(shown: optuna.Study, note: str) -> None:
+    """The words the dashboard shows beside the study."""
+    with tables(shown) as connection:
+        optuna_tables.write_note(connection, shown._study_id, None, note)
 
 
-@cache
-def _notes() -> Any:
-    """optuna-dashboard's module for notes, without its package: that brings scikit-learn and a web server, seconds."""
-    package = importlib.util.find_spec("optuna_dashboard")
-    folders = (package.submodule_search_locations if package else None) or []
-    for file in (Path(folder) / "_note.py" for folder in folders):
-        spec = importlib.util.spec_from_file_location("_foldtune_dashboard_note", file)
-        if file.exists() and spec is not None and spec.loader is not None:
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-    return importlib.import_module("optuna_dashboard")  # a version that has it elsewhere
+def is_whole(shown: optuna.Study, ends: Mapping[int, str]) -> bool:
+    """See `optuna_tables.is_whole`."""
+    with tables(shown) as connection:
+        return optuna_tables.is_whole(connection, shown._study_id, ends)
 
 
-def orphans(shown: optuna.Study, keys: Iterable[str]) -> list[int]:
-    """RUNNING Optuna trials that stand for none of these keys."""
-    known = set(keys)
-    running = shown.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [trial.number for trial in running if trial.user_attrs.get(KEY) not in known]
+def numbers(shown: optuna.Study) -> dict[str, int]:
+    """Of all Optuna trials that foldtune made here: key -> number."""
+    with tables(shown) as connection:
+        return optuna_tables.numbers(connection, shown._study_id)
 
 
-def shown_keys(shown: optuna.Study) -> set[str]:
-    """Of all Optuna trials that foldtune made here."""
-    return {str(trial.user_attrs[KEY]) for trial in shown.get_trials(deepcopy=False) if KEY in trial.user_attrs}
+def running(shown: optuna.Study) -> dict[int, str | None]:
+    """Of the Optuna trials that run: number -> key. None: somebody else's."""
+    with tables(shown) as connection:
+        return optuna_tables.running(connection, shown._study_id)
+
+
+@contextmanager
+def tables(shown: optuna.Study) -> Iterator[Connection]:
+    """A transaction on Optuna's tables, on the connection that Optuna uses."""
+    with shown._storage._backend.engine.begin() as connection:  # type: ignore[attr-defined]
+        yield connection
 
 
 def drop_orphan(shown: optuna.Study, number: int) -> None:
@@ -297,36 +372,3 @@ def delete(url: URL, name: str) -> None:
 
 def _direction(maximize: bool) -> StudyDirection:
     return StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
-
-
-def _frozen(shown: optuna.Study, number: int) -> FrozenTrial:
-    return shown.get_trials(deepcopy=False)[number]
-
-
-def _start(
-    shown: optuna.Study, params: Mapping[str, Any], distributions: Mapping[str, Any], attributes: Mapping[str, Any]
-) -> int:
-    before = len(shown.get_trials(deepcopy=False))
-    shown.add_trial(
-        create_trial(
-            state=TrialState.RUNNING,
-            params=dict(params),
-            distributions=dict(distributions),
-            user_attrs=dict(attributes),
-        )
-    )
-    added = shown.get_trials(deepcopy=False)[before:]
-    return next(trial.number for trial in added if trial.user_attrs.get(KEY) == attributes.get(KEY))
-
-
-def _tell(shown: optuna.Study, number: int, past: Past) -> None:
-    if past.state not in lifecycle.TOLD:
-        return
-    trial = Trial(shown, _frozen(shown, number)._trial_id)
-    if past.state not in ("diverged", "failed", "cancelled"):
-        for step, value in enumerate(past.reports, start=1):
-            trial.report(value, step)
-    if past.state == "infeasible":
-        trial.set_constraint(MEMORY, 1.0)
-    state = TrialState[lifecycle.TOLD[past.state]]
-    shown.tell(number, past.value if state == TrialState.COMPLETE else None, state=state)

@@ -15,7 +15,20 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import artifacts, budget, leases, lifecycle, projection, queries, rungs, space, study, waiting
+from orchestrator import (
+    artifacts,
+    budget,
+    history,
+    leases,
+    lifecycle,
+    projection,
+    queries,
+    rungs,
+    space,
+    study,
+    turns,
+    waiting,
+)
 from orchestrator.artifacts import Stored
 from orchestrator.contract import EpochDone, Outcome, UnitEnded
 from orchestrator.database.engine import transaction
@@ -56,33 +69,52 @@ def take(engine: Engine, worker: int, names: Sequence[str], *, held: Sequence[st
 
 
 def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | None) -> Taken:
-    """Lease what waits; else ask the sampler, outside the lock, and look again.
+    """Lease what waits; else ask the sampler when it is this worker's turn, and look again.
 
-    A Gaussian process thinks for seconds: under the lock nobody else could report an epoch meanwhile.
+    Asked outside the study's lock: a Gaussian process thinks for seconds, and nobody else could end a unit meanwhile.
     """
-    suggested: Suggested | None = None
-    while True:
-        with transaction(engine) as connection:
-            record = queries.lock_study(connection, queries.study(connection, name).id)
-            if held is not None:
-                leases.disown(connection, record, worker, held)
-            reconcile(connection, record)
-            if suggested is not None:
-                _insert(connection, record, suggested)
-            if not _is_open(connection, record) or not budget.has_room(connection, record.id):
-                return None
-            raced = record.spec.racing.on
-            unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
-            asked = _ask(connection, record) if unit is None else None
-            if unit is None and asked is None and raced:
-                unit = waiting.further_unit(connection, record)
-            if unit is None and asked is None and not held:
-                unit = waiting.next_unit(connection, record, blameless=False)
-            if unit is not None:
-                return record, leases.grant(connection, record, unit, worker)
-        if asked is None:
-            return None
-        suggested = _draw(record, asked)
+    record, lease, wanting = _look(engine, worker, name, held)
+    if not wanting:
+        return None if lease is None else (record, lease)
+    with turns.turn(engine, record.id) as mine:
+        while mine and wanting:
+            record, lease, wanting = _look(engine, worker, name, held, _draw(engine, record))
+    if wanting:  # others draw all the time, or one is frozen: what comes after new suggestions
+        record, lease, _ = _look(engine, worker, name, held, draws=False)
+    return None if lease is None else (record, lease)
+
+
+def _look(
+    engine: Engine,
+    worker: int,
+    name: str,
+    held: Sequence[str] | None,
+    suggested: Suggested | None = None,
+    *,
+    draws: bool = True,
+) -> tuple[StudyRecord, Lease | None, bool]:
+    """(study, a unit of it, whether a suggestion would bring one), once this suggestion is among the trials.
+
+    draws: whether the caller can bring one; else it gets what would come after.
+    """
+    with transaction(engine) as connection:
+        record = queries.lock_study(connection, queries.study_id(connection, name))
+        if held is not None:
+            leases.disown(connection, record, worker, held)
+        reconcile(connection, record)
+        if suggested is not None:
+            _insert(connection, record, suggested)
+        if not _is_open(connection, record) or not budget.has_room(connection, record):
+            return record, None, False
+        raced = record.spec.racing.on
+        unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
+        wanting = draws and unit is None and _next_number(connection, record) is not None
+        if unit is None and not wanting and raced:
+            unit = waiting.further_unit(connection, record)
+        if unit is None and not wanting and not held:
+            unit = waiting.next_unit(connection, record, blameless=False)
+        lease = None if unit is None else leases.grant(connection, record, unit, worker)
+        return record, lease, wanting
 
 
 def _is_open(connection: Connection, record: StudyRecord) -> bool:
@@ -90,64 +122,71 @@ def _is_open(connection: Connection, record: StudyRecord) -> bool:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the sampler is asked, and when: the answer counts only if nobody else's came first."""
+class Suggested:
+    """The sampler's answer. It counts only while its number is the next one."""
 
     number: int  # of the suggestion
-    question: study.Question  # with the seed of the first draw
-    known: Mapping[str, int]  # digest of a configuration -> the trial that has it
-
-
-@dataclass(frozen=True)
-class Suggested:
-    """The sampler's answer to `Asked` number."""
-
-    number: int
     params: Mapping[str, Any]
     origin: str
     duplicate: int | None
 
 
-def _ask(connection: Connection, record: StudyRecord) -> Asked | None:
-    """The next question to the sampler; None if the budget or the cap on open trials forbids a suggestion."""
-    if record.spec.search.sampler == "grid":
+def _next_number(connection: Connection, record: StudyRecord) -> int | None:
+    """The number of the next suggestion; None if the budget or the cap on open trials forbids one."""
+    sampler = record.spec.search.sampler
+    if sampler == "grid":
         return None
-    trials = queries.trials(connection, record.id)
-    if sum(trial.searched for trial in trials) >= record.trials_total:
+    row = connection.execute(
+        text(
+            "SELECT s.suggestions, (SELECT count(*) FROM trial WHERE study = s.id AND searched) AS used, "
+            "(SELECT count(*) FROM trial WHERE study = s.id AND searched AND state = 'running') AS running "
+            "FROM study s WHERE s.id = :id"
+        ),
+        {"id": record.id},
+    ).one()
+    if row.used >= record.trials_total:
         return None
-    capable = _capable_workers(connection, record)
-    cap = lifecycle.open_cap(record.spec.search.sampler, record.trials_total, capable)
-    open_now = sum(trial.searched and trial.state == "running" for trial in trials)
-    if cap is not None and open_now >= cap:
+    cap = lifecycle.open_cap(sampler, record.trials_total, _capable_workers(connection, record))
+    return int(row.suggestions) if cap is None or row.running < cap else None
+
+
+def _draw(engine: Engine, record: StudyRecord) -> Suggested | None:
+    """Ask the sampler, and again while it proposes what is known; None: no suggestion is wanted any more."""
+    sampler = record.spec.search.sampler
+    with transaction(engine) as connection:
+        number = _next_number(connection, record)
+        past = history.past_of(connection, record) if number is not None and sampler != "random" else []
+    if number is None:
         return None
-    number = int(queries.scalar(connection, "SELECT suggestions FROM study WHERE id = :id", id=record.id))
     question = study.Question(
-        sampler=record.spec.search.sampler,
+        sampler=sampler,
         space=record.spec.search.space,
         maximize=record.spec.maximize,
         trials=record.trials_total,
-        seed=study.suggestion_seed(record.spec.seed, number, 0),
-        past=projection.past_of(connection, record, trials),
+        seed=0,
+        past=past,
     )
-    known = {space.configuration_digest(trial.settings): trial.id for trial in trials if trial.duplicate_of is None}
-    return Asked(number, question, known)
-
-
-def _draw(record: StudyRecord, asked: Asked) -> Suggested:
-    """Ask the sampler, and again while it proposes what is known."""
     for redraw in range(REDRAWS + 1):
-        seed = study.suggestion_seed(record.spec.seed, asked.number, redraw)
-        params, origin = study.suggest(replace(asked.question, seed=seed))
-        duplicate = asked.known.get(space.configuration_digest(record.settings(params)))
+        seed = study.suggestion_seed(record.spec.seed, number, redraw)
+        params, origin = study.suggest(replace(question, seed=seed))
+        duplicate = _trained(engine, record, params)
         if duplicate is None:
             break
-    return Suggested(asked.number, params, origin, duplicate)
+    return Suggested(number, params, origin, duplicate)
+
+
+def _trained(engine: Engine, record: StudyRecord, params: Mapping[str, Any]) -> int | None:
+    """The trial that has this configuration."""
+    query = "SELECT id FROM trial WHERE study = :study AND configuration = :digest AND duplicate_of IS NULL"
+    digest = space.configuration_digest(record.settings(params))
+    with transaction(engine) as connection:
+        found = queries.scalar(connection, query, study=record.id, digest=digest)
+    return None if found is None else int(found)
 
 
 def _insert(connection: Connection, record: StudyRecord, suggested: Suggested) -> None:
     """Make a suggestion a waiting trial, unless another worker's was first or the study needs none any more."""
-    asked = _ask(connection, record) if _is_open(connection, record) else None
-    if asked is None or asked.number != suggested.number:
+    if not _is_open(connection, record) or _next_number(connection, record) != suggested.number:
         return
     insert_trial(connection, record, suggested.params, origin=suggested.origin, duplicate_of=suggested.duplicate)
     connection.execute(text("UPDATE study SET suggestions = suggestions + 1 WHERE id = :id"), {"id": record.id})
@@ -201,7 +240,8 @@ def _race(engine: Engine, lease: Lease) -> None:
     """
     with transaction(engine) as connection:
         record = queries.study_by_id(connection, lease.study)
-        if record is None or not rungs.verdicts(connection, record):  # most epochs stop nobody, and need no lock
+        # most epochs stop nobody, and need no lock; others than this one were judged when their own results came
+        if record is None or not rungs.verdicts(connection, record, only=lease.trial):
             return
     with contextlib.suppress(queries.NoStudy):
         with transaction(engine) as connection:

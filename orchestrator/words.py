@@ -37,11 +37,18 @@ def best_trial(record: StudyRecord, trials: Sequence[TrialRecord]) -> TrialRecor
 
 def study_note(record: StudyRecord, trials: Sequence[TrialRecord]) -> str:
     """The study's note, Markdown."""
+    counts = Counter(trial.state for trial in trials if trial.searched)
+    default = next((trial for trial in trials if trial.is_default), None)
+    return study_note_of(record, counts, best_trial(record, trials), default)
+
+
+def study_note_of(
+    record: StudyRecord, counts: Mapping[str, int], best: TrialRecord | None, default: TrialRecord | None
+) -> str:
+    """The same. counts: state -> searched trials in it; best: of `best_trial`; default: the default configuration."""
     spec = record.spec
     validation = spec.cross_validation
     repeats = f", {validation.repeats} times" if validation.repeats > 1 else ""
-    searched = [trial for trial in trials if trial.searched]
-    counts = Counter(trial.state for trial in searched)
     lines = [
         f"**Question.** Which {', '.join(spec.search.space)} fine-tune `{spec.model.path}` best "
         f"on {len(record.plan.assignment[0])} rows of `{spec.data.path}` ({spec.task})?",
@@ -54,16 +61,14 @@ def study_note(record: StudyRecord, trials: Sequence[TrialRecord]) -> str:
         + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         + f" of {spec.budget.trials} trials.",
     ]
-    return "\n".join([*lines, *_findings(record, trials)])
+    return "\n".join([*lines, *_findings(record, best, default)])
 
 
-def _findings(record: StudyRecord, trials: Sequence[TrialRecord]) -> list[str]:
-    best = best_trial(record, trials)
+def _findings(record: StudyRecord, best: TrialRecord | None, default: TrialRecord | None) -> list[str]:
     if best is None or best.value is None:
         return []
     lines = ["", f"**Best.** Trial {best.name}: {number(best.value)} with {assignment(best.params)}."]
-    default = next((trial for trial in trials if trial.is_default and trial.value is not None), None)
-    if default is not None:
+    if default is not None and default.value is not None:
         lines.append(f"The default configuration reaches {number(default.value)}.")
     if record.floor and record.spec.objective in record.floor:
         lines.append(f"Class frequencies alone reach {number(record.floor[record.spec.objective])}.")

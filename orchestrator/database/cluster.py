@@ -24,7 +24,7 @@ _MAX_LOG = 10 * 2**20  # bytes; a longer log is set aside at the next start
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",  # no path that another user could enter, none that could be too long
-    "max_connections": "200",
+    "max_connections": "400",  # of 64 workers, each with up to five
     "max_wal_size": "512MB",
     "timezone": "UTC",
     "log_timezone": "UTC",

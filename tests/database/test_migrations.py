@@ -20,8 +20,10 @@ from tests.acceptance.commands import foldtune
 from tests.database import studies
 from tests.database.studies import rows
 
-# What version 0002 added. Without it a database is what a program of version 0001 left behind.
+# What versions 0003 and 0002 added. Without it a database is what a program of version 0001 left behind.
 UNDO = """
+DROP INDEX foldtune.trial_states, foldtune.trial_best, foldtune.trial_unshown, foldtune.trial_untold,
+  foldtune.trial_duplicate, foldtune.trial_default, foldtune.unit_charged;
 DROP FUNCTION foldtune.state_at_rest;
 DROP TABLE foldtune.attempt, foldtune.artifact, foldtune.leftover, foldtune.identity;
 ALTER TABLE foldtune.unit DROP COLUMN token;
@@ -74,7 +76,7 @@ def test_a_newer_schema_is_refused_before_anything_is_written(engine: Engine, st
     assert rows(engine, "SELECT count(*) FROM study") == [(0,)]
 
 
-def test_undoing_the_second_version_gives_the_first(
+def test_undoing_the_later_versions_gives_the_first(
     engine: Engine, empty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the tests here call a database of the first version is one."""

@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import Engine, text
 
-from orchestrator import control, leases, projection, queries, reading, rungs, study, trials, view, words
+from orchestrator import control, history, leases, projection, queries, reading, rungs, study, trials, view, words
 from orchestrator.contract import EpochDone, Outcome, pack_floats
 from orchestrator.database.engine import transaction
 from orchestrator.launch import Launched
@@ -138,7 +138,7 @@ def test_tpe_learns_from_what_was_stopped(engine: Engine, tmp_path: Path) -> Non
     assert origins["model"] >= 6
     record = reading.view(engine, "s").record
     with transaction(engine) as connection:
-        past = projection.past_of(connection, record, queries.trials(connection, record.id))
+        past = history.past_of(connection, record)
     assert {len(each.reports) for each in past if each.state == "stopped"} == {1}
     assert all(each.value is None for each in past if each.state == "stopped")
 

@@ -159,7 +159,7 @@ def test_a_new_home_gets_a_server_of_utf8_and_utc_that_writes_through_to_disk(ru
         "TimeZone": "UTC",
         "fsync": "on",
         "synchronous_commit": "on",
-        "max_connections": "200",
+        "max_connections": "400",
         "data_checksums": "on",
         "password_encryption": "scram-sha-256",
         "unix_socket_directories": "",

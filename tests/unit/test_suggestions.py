@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import optuna
 import pytest
 
-from orchestrator import lifecycle, study
+from orchestrator import lifecycle, space, study
 from orchestrator.study import MEMORY, Past, Question
 
 SPACE: dict[str, dict[str, Any]] = {
@@ -107,6 +108,33 @@ def test_the_model_follows_the_direction() -> None:
     assert sum(abs(value + 3) > 1 for value in logs) >= 9
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_model_answers_as_optunas_own_sampler_that_was_told_everything(maximize: bool) -> None:
+    history = [*past(20), *past(9, "stopped"), *past(3, "diverged"), *past(2, "infeasible"), *past(2, "running")]
+    history = [
+        replace(each, reports=[0.1 * at]) if each.state == "stopped" else each for at, each in enumerate(history)
+    ]
+    asked = question(seed=5, past=history, maximize=maximize)
+    sampler = optuna.samplers.TPESampler(seed=5, n_startup_trials=STARTUP, multivariate=True, constant_liar=True)
+    plain = optuna.create_study(sampler=sampler, direction="maximize" if maximize else "minimize")
+    distributions = space.distributions({name: space.entry_from_json(name, raw) for name, raw in SPACE.items()})
+    for each in history:
+        trial = plain.ask({})
+        frozen = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING, params=dict(each.params), distributions=distributions
+        )
+        plain.tell(trial, state=optuna.trial.TrialState.FAIL)
+        plain._storage.create_new_trial(plain._study_id, template_trial=frozen)
+        told = optuna.Trial(plain, plain._storage.get_n_trials(plain._study_id) - 1)
+        for step, value in enumerate(each.reports, start=1):
+            told.report(value, step)
+        if each.state == "infeasible":
+            told.set_constraint(MEMORY, 1.0)
+        if each.state in lifecycle.TOLD:
+            plain.tell(told, each.value, state=optuna.trial.TrialState[lifecycle.TOLD[each.state]])
+    assert study.suggest(asked)[0] == plain.ask(distributions).params
+
+
 @pytest.mark.parametrize(
     "states", [[], ["complete"], ["diverged"], ["infeasible"], ["complete", "diverged", "infeasible"]]
 )
@@ -125,11 +153,9 @@ def test_numbers_stay_numbers_whatever_the_history(states: list[str]) -> None:
 
 
 def told(state: str, **more: Any) -> optuna.trial.FrozenTrial:
-    """What Optuna is told of a trial that ended so."""
-    shown = optuna.create_study()
+    """What a sampler is told of a trial that ended so."""
     distributions = {"epochs": optuna.distributions.IntDistribution(1, 6)}
-    study._tell(shown, study._start(shown, {"epochs": 2}, distributions, {}), Past(params={}, state=state, **more))
-    return shown.trials[0]
+    return study._trial(1, Past(params={"epochs": 2}, state=state, **more), distributions)
 
 
 def test_what_optuna_is_told() -> None:
