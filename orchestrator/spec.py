@@ -32,7 +32,7 @@ class ModelSource(_Section):
         "hardware, else float32. What is trained is float32",
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute each layer anew in the backward pass: less memory, a third more time, equal numbers"
+        False, description="compute each layer anew in the backward pass: less memory, more time, equal numbers"
     )
     quantization: Literal["none", "nf4"] = Field(
         "none", description="of the frozen linear layers; nf4: 4 bits, as QLoRA (needs foldtune[quantized])"
