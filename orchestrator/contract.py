@@ -116,7 +116,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPin:
-    """Which weights exactly. What `launch` resolved and every worker must find again."""
+    """Which weights exactly, and how they are held. What `launch` resolved and every worker must find again."""
 
     path: str  # as written: hub id, local path, or "package:NAME/PATH"
     origin: str  # "hub", "local" or "package"
@@ -124,6 +124,9 @@ class ModelPin:
     pooling: str  # what `pooling: auto` means for this model: "first" or "mean"
     normalize: bool  # whether the model's own pooling files normalise a mean-pooled vector
     root: str | None = None  # folder a relative local path is resolved against
+    precision: str = "auto"  # of the frozen weights: "auto", "float32" or "bfloat16"
+    gradient_checkpointing: bool = False  # compute each layer anew in the backward pass
+    quantization: str = "none"  # of the frozen layers: "none" or "nf4"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,24 @@ FIELDS: Mapping[str, dataclasses.Field[Any]] = {field.name: field for field in d
 ALIASES: Mapping[str, str] = {alias: name for name, field in FIELDS.items() for alias in field.metadata["aliases"]}
 TYPES: Mapping[str, Any] = typing.get_type_hints(Settings)
 
+# Names that Hugging Face users bring for what is a property of the frozen model here -> the help for them.
+OF_THE_MODEL: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("precision", "bf16", "bf16_full_eval", "dtype", "torch_dtype", "mixed_precision", "bnb_4bit_compute_dtype"),
+        "write `model: {precision: bfloat16}`, or float32",
+    ),
+    **dict.fromkeys(("fp16", "float16"), "float16 is not supported: write `model: {precision: bfloat16}`"),
+    **dict.fromkeys(
+        ("gradient_checkpointing", "use_gradient_checkpointing", "activation_checkpointing"),
+        "write `model: {gradient_checkpointing: true}`",
+    ),
+    **dict.fromkeys(
+        ("quantization", "quantization_config", "load_in_4bit", "bnb_4bit_quant_type", "qlora"),
+        "write `model: {quantization: nf4}`",
+    ),
+    "load_in_8bit": "8 bits are not supported: write `model: {quantization: nf4}`",
+}
+
 MODULE_RULES = ("all-linear", "auto")
 _RANK_RULE = re.compile(r"(\d+(?:\.\d+)?)?r")
 
@@ -27,6 +45,8 @@ def canonical_name(name: str) -> str | None:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A help line for an unknown name; lists what there is when nothing is near."""
+    if name in OF_THE_MODEL:
+        return OF_THE_MODEL[name]
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else "known keys: " + ", ".join(sorted(known))

@@ -76,6 +76,14 @@ def check(source: ModelSource, folder: Path, file: str) -> list[Problem]:
     return [Problem(code="model", message=message, file=file) for message in problems]
 
 
+def cautions(source: ModelSource) -> list[str]:
+    """What a worker on this machine would lack; others may have it, so that it is no error here."""
+    if source.quantization == "none" or importlib.util.find_spec("bitsandbytes") is not None:
+        return []
+    need = f"model.quantization: {source.quantization} needs bitsandbytes on every worker, and it is not installed here"
+    return [f"{need}; pip install 'foldtune[quantized]'"]
+
+
 def pin(source: ModelSource, folder: Path) -> ModelPin:
     """Resolve a source for good: the commit of a hub model, a hash over the files of a local one.
 
@@ -92,7 +100,13 @@ def pin(source: ModelSource, folder: Path) -> ModelPin:
     pooling, normalize = _pooling(where)
     root = str(folder) if kind == "local" and not Path(source.path).expanduser().is_absolute() else None
     return ModelPin(
-        path=source.path, origin=kind, pin=content_hash(where), pooling=pooling, normalize=normalize, root=root
+        path=source.path,
+        origin=kind,
+        pin=content_hash(where),
+        pooling=pooling,
+        normalize=normalize,
+        root=root,
+        **source.holding,
     )
 
 
@@ -169,7 +183,7 @@ def _pin_hub(source: ModelSource) -> ModelPin:
     if _map(Path(folder) / "config.json").get("auto_map"):
         raise _hub_error(source, "asks to run its own code, which foldtune never does")
     pooling, normalize = _pooling(Path(folder))
-    return ModelPin(path=source.path, origin="hub", pin=commit, pooling=pooling, normalize=normalize)
+    return ModelPin(path=source.path, origin="hub", pin=commit, pooling=pooling, normalize=normalize, **source.holding)
 
 
 def _hub_error(source: ModelSource, message: str) -> FoldtuneError:

@@ -35,7 +35,8 @@ def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
         problems = [*_model_problems(loaded), *_store_problems(loaded)]
         if problems:
             raise BadInput(problems)
-        return None, [f"{source.path!r} is a dataset of the hub: its rows are checked at launch"]
+        caution = f"{source.path!r} is a dataset of the hub: its rows are checked at launch"
+        return None, [caution, *models.cautions(loaded.spec.model)]
     return read(loaded)
 
 
@@ -53,7 +54,9 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
     problems += [loaded.problem(("cross_validation", "folds"), "folds", message) for message in errors]
     if problems:
         raise BadInput(problems)
-    return snapshot, [*snapshot.cautions, *(cautions if wanted.cross_validation.stratify else [])]
+    if not wanted.cross_validation.stratify:
+        cautions = []
+    return snapshot, [*snapshot.cautions, *cautions, *models.cautions(wanted.model)]
 
 
 def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:

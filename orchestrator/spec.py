@@ -26,6 +26,22 @@ class ModelSource(_Section):
     revision: str | None = Field(
         None, min_length=1, description="branch, tag or commit of a hub model; launch pins the commit"
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the frozen weights and of what is computed with them; auto: bfloat16 on a GPU that has it in "
+        "hardware, else float32. What is trained is float32",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute each layer anew in the backward pass: less memory, more time, equal numbers"
+    )
+    quantization: Literal["none", "nf4"] = Field(
+        "none", description="of the frozen linear layers; nf4: 4 bits, as QLoRA (needs foldtune[quantized])"
+    )
+
+    @property
+    def holding(self) -> dict[str, Any]:
+        """How the weights are held, by the names that `ModelPin` has for it."""
+        return self.model_dump(include={"precision", "gradient_checkpointing", "quantization"})
 
 
 class DataSource(_Section):

@@ -161,7 +161,7 @@ def _canonical_names(doc: Document, path: Path_, raw: Mapping[str, Any], problem
         if name is None:
             known = [*hyperparameters.FIELDS, *hyperparameters.ALIASES]
             near = hyperparameters.did_you_mean(key, known)
-            help = near if near.startswith("did") else "known keys: " + ", ".join(hyperparameters.FIELDS)
+            help = "known keys: " + ", ".join(hyperparameters.FIELDS) if near.startswith("known") else near
             problems.append(doc.problem((*path, key), "unknown-key", f"unknown hyperparameter '{key}'", help))
         elif name in written:
             problems.append(

@@ -123,14 +123,14 @@ def save_gpt2(folder: Path) -> Path:
     return _save(GPT2LMHeadModel, config, tokenizer, folder)
 
 
-def save_llama(folder: Path) -> Path:
+def save_llama(folder: Path, *, layers: int = 2) -> Path:
     """A Llama-type language model with a chat template."""
     tokenizer = byte_tokenizer(bos=True)
     tokenizer.chat_template = CHAT_TEMPLATE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         intermediate_size=32,
@@ -169,9 +169,9 @@ def _save(
     return folder
 
 
-def pin(folder: Path, *, pooling: str = "first", normalize: bool = False) -> ModelPin:
-    """A pin of a local folder."""
-    return ModelPin(path=str(folder), origin="local", pin="0" * 64, pooling=pooling, normalize=normalize)
+def pin(folder: Path, *, pooling: str = "first", normalize: bool = False, **holding: Any) -> ModelPin:
+    """A pin of a local folder. holding: how its weights are held, see `ModelPin`."""
+    return ModelPin(path=str(folder), origin="local", pin="0" * 64, pooling=pooling, normalize=normalize, **holding)
 
 
 def classification_rows(count: int = 24) -> list[dict[str, str]]:

@@ -188,7 +188,7 @@ def test_predictions_stand_in_the_order_of_the_validation_rows(folders: dict[str
 def test_a_frozen_base_in_bfloat16_learns_much_the_same(name: str, causal: bool, folders: dict[str, Path]) -> None:
     def losses(precision: str) -> np.ndarray:
         family, labels = ("causal", 0) if causal else ("sequence", 3)
-        base = Base.load(tiny_models.pin(folders[name]), family, labels, precision=precision)
+        base = Base.load(tiny_models.pin(folders[name], precision=precision), family, labels)
         assert base.streams == (name != "t5")
         rows = tiny_models.causal_rows() if causal else tiny_models.classification_rows()
         task = CausalLm() if causal else Classification(tiny_models.LABELS)
@@ -201,7 +201,7 @@ def test_a_frozen_base_in_bfloat16_learns_much_the_same(name: str, causal: bool,
 
 def test_a_precision_that_is_none_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="auto, float32 or bfloat16, got 'int3'"):
-        Base.load(tiny_models.pin(folders["bert"]), "sequence", 3, precision="int3")
+        Base.load(tiny_models.pin(folders["bert"], precision="int3"), "sequence", 3)
 
 
 # --- memory ------------------------------------------------------------------------------------------------

@@ -148,6 +148,27 @@ def test_losses_and_adapter_equal_the_textbook_loop(case: str, double: bool, alo
         )
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in company"])
+@pytest.mark.parametrize("case", ["bert", "llama", "gpt2", "t5-classifier"])
+def test_on_a_base_in_4_bits_they_equal_the_textbook_loop_on_that_base(case: str, alone: bool, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'foldtune[quantized]'")
+    save, causal = CASES[case]
+    unit = dataclasses.replace(tiny_models.unit(**SETTINGS), scratch=str(tmp_path))
+    pack = pack_of(save, causal, tmp_path, slots=1 if alone else 3, quantization="nf4")
+    assert pack.base.streams == STREAMS[case]
+    start = fresh(pack, unit)
+    losses, epochs = train(pack, unit, () if alone else company(8))
+    again = pack_of(save, causal, tmp_path, streams=False, quantization="nf4")
+    expected, adapter = plain(again, unit, start)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses[-1] != losses[0]
+    assert epochs[-1].checkpoint is not None
+    end = load_file(epochs[-1].checkpoint.path)
+    for name, value in adapter.items():
+        found = end[f"weight/{name}"]
+        torch.testing.assert_close(found, value, rtol=0, atol=1e-3 * float(value.abs().max()), msg=name)
+
+
 def pack_of(
     save: Callable[[Path], Path],
     causal: bool,
@@ -156,12 +177,13 @@ def pack_of(
     double: bool = False,
     slots: int = 1,
     streams: bool = True,
+    **holding: Any,
 ) -> Pack:
     place = folder / "model"
     if not place.exists():
         save(place)
     family, labels = ("causal", 0) if causal else ("sequence", 3)
-    base = Base.load(tiny_models.pin(place), family, labels, streams=streams)
+    base = Base.load(tiny_models.pin(place, **holding), family, labels, streams=streams)
     if double:
         base.model.double()
     rows = tiny_models.causal_rows() if causal else tiny_models.classification_rows()

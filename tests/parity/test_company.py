@@ -102,9 +102,29 @@ def test_a_unit_has_the_same_numbers_alone_and_in_any_company(
     equal(train(together, units), alone(*packs[name], units))
 
 
-def test_grouped_products_of_all_slots_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_layers_that_are_computed_anew_change_no_number(name: str, packs: dict[str, tuple[Base, Rows]]) -> None:
+    """Bit for bit, alone and in company, with dropout and without."""
+    kept, rows = packs[name]
+    family, labels = ("causal", 0) if name == "llama" else ("sequence", 3)
+    base = Base.load(dataclasses.replace(kept.pin, gradient_checkpointing=True), family, labels)
+    base.model.double()
+    assert base.streams == kept.streams
+    units = [
+        tiny_models.unit(16, number=i, seed=i, lora_rank=3 * i + 1, batch_size=4 + 3 * i, lora_dropout=0.3 * (i % 2))
+        for i in range(4)
+    ]
+    for slots in (1, 3):
+        assert train(Pack(base, rows, slots), units) == train(Pack(kept, rows, slots), units)
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["layers kept", "layers computed anew"])
+def test_grouped_products_of_all_slots_give_the_same_numbers(
+    anew: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a GPU computes in half precision, here in single on the CPU: slots empty, full, and refilled."""
-    base = Base.load(tiny_models.pin(tiny_models.save_llama(tmp_path)), "causal", 0)
+    pin = tiny_models.pin(tiny_models.save_llama(tmp_path), gradient_checkpointing=anew)
+    base = Base.load(pin, "causal", 0)
     rows = Rows(CausalLm(), tiny_models.causal_rows(), base.tokenizer)
     units = [
         tiny_models.unit(16, number=i, seed=i, lora_rank=3 * i + 1, batch_size=4 + 3 * i, epochs=1 + i % 2)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import re
@@ -152,6 +153,35 @@ STUDY_YAML = {
     "column without effect": Bad(study(data="{path: rows.jsonl, prompt: p}"), r"'data.prompt' has no meaning for task class"),
     "split of a file": Bad(study(data="{path: rows.jsonl, split: train}"), r"'data.split' has a meaning only for a dataset"),
     "revision of a folder": Bad(study(model="{path: ./model, revision: main}"), r"'model.revision' has a meaning only for a hub"),
+    "precision": Bad(
+        study(model="{path: ./model, precision: float16}"), r":2:24: 'model.precision' must be one of auto, float32, bfloat16 — got 'float16'"
+    ),
+    "quantization": Bad(study(model="{path: ./model, quantization: int8}"), r":2:24: 'model.quantization' must be one of none, nf4 — got 'int8'"),
+    "quantization null": Bad(study(model="{path: ./model, quantization: null}"), r"'model.quantization' must be one of none, nf4 — got None"),
+    "gradient checkpointing": Bad(
+        study(model="{path: ./model, gradient_checkpointing: yes}"), r"'model.gradient_checkpointing' must be true or false — got 'yes'"
+    ),
+    "precision as Hugging Face has it": Bad(
+        study(training="{bf16: true}"), r":7:12: unknown hyperparameter 'bf16'\n  help: write `model: {precision: bfloat16}`"
+    ),
+    "half precision": Bad(study(training="{fp16: true}"), r"'fp16'\n  help: float16 is not supported: write `model: {precision: bf"),
+    "quantization as Hugging Face has it": Bad(
+        study(training="{load_in_4bit: true}"), r"'load_in_4bit'\n  help: write `model: {quantization: nf4}`"
+    ),
+    "quantization of a model, as Hugging Face has it": Bad(
+        study(model="{path: ./model, load_in_4bit: true}"), r"unknown key 'model.load_in_4bit'\n  help: write `model: {quantization: nf4}`"
+    ),
+    "8 bits": Bad(study(training="{load_in_8bit: true}"), r"help: 8 bits are not supported: write `model: {quantization: nf4}`"),
+    "gradient checkpointing as Hugging Face has it": Bad(
+        study(training="{gradient_checkpointing: true}"),
+        r"'gradient_checkpointing'\n  help: write `model: {gradient_checkpointing: true}`",
+    ),
+    "gradient checkpointing searched": Bad(
+        space("gradient_checkpointing: [true, false]"), r"help: write `model: {gradient_checkpointing: true}`"
+    ),
+    "gradient checkpointing at the top": Bad(
+        study(gradient_checkpointing="true"), r"unknown key 'gradient_checkpointing'\n  help: write `model: {gradient"
+    ),
     "empty column name": Bad(study(data="{path: rows.jsonl, text: ''}"), r"'data.text' must have at least 1 character"),
     "stratify without classes": Bad(
         study(task=CAUSAL, cross_validation="{stratify: true}"), r"'stratify: true' needs classes"
@@ -313,6 +343,23 @@ def test_the_study_that_the_cases_break_is_valid(foldtune: Run, tmp_path: Path) 
         f"{tmp_path / 'study.yaml'} is a valid study: 20 rows, 2 classes, 20 trials",
     )
     assert re.search(r"batch_size +choices \[4, 8\] +line 6", out)
+
+
+def test_check_says_what_a_worker_here_would_lack_for_4_bits(
+    foldtune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    path = folder(tmp_path, study(model="{path: ./model, quantization: nf4}"))
+    for found in (None, find_spec("json")):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *rest, f=found: f if name == "bitsandbytes" else find_spec(name)
+        )
+        code, _, err = foldtune("check", path)
+        assert code == 0
+        missing = (
+            "nf4 needs bitsandbytes on every worker, and it is not installed here; pip install 'foldtune[quantized]'"
+        )
+        assert (missing in err) == (found is None)
 
 
 @pytest.mark.parametrize("name", ["none.yaml", "", "x" * 5000, "study.yaml/x"])

@@ -118,3 +118,9 @@ def test_messages_are_frozen() -> None:
 
 def test_floats_are_packed_little_endian() -> None:
     assert contract.pack_floats([1.0]) == "AACAPw=="
+
+
+def test_a_model_that_was_pinned_before_there_were_options_has_their_defaults() -> None:
+    stored = {"path": "m", "origin": "hub", "pin": "0", "pooling": "first", "normalize": False, "root": None}
+    found = contract.build(ModelPin, stored)
+    assert (found.precision, found.gradient_checkpointing, found.quantization) == ("auto", False, "none")

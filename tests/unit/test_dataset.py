@@ -172,6 +172,17 @@ def test_a_local_models_pin_is_of_its_content_wherever_it_lies(tmp_path: Path) -
     assert models.pin(ModelSource(path="./a"), tmp_path).pin == pins[0].pin
 
 
+def test_a_pin_says_how_the_weights_are_held(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    plain = models.pin(ModelSource(path="."), tmp_path)
+    assert (plain.precision, plain.gradient_checkpointing, plain.quantization) == ("auto", False, "none")
+    source = ModelSource(path=".", precision="bfloat16", gradient_checkpointing=True, quantization="nf4")
+    held = models.pin(source, tmp_path)
+    assert (held.precision, held.gradient_checkpointing, held.quantization) == ("bfloat16", True, "nf4")
+    assert held.pin == plain.pin
+
+
 @pytest.mark.parametrize(
     ("modules", "pooling", "expected"),
     [

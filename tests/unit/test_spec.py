@@ -78,6 +78,10 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(order: list[str]) -> No
         ({"model": "./model"}, {}, True),
         ({"seed": "1"}, {"seed": "2"}, False),
         ({"training": "{epochs: 2}"}, {}, False),
+        ({"model": "{path: ./model, precision: auto, gradient_checkpointing: false, quantization: none}"}, {}, True),
+        ({"model": "{path: ./model, precision: bfloat16}"}, {}, False),
+        ({"model": "{path: ./model, gradient_checkpointing: true}"}, {}, False),
+        ({"model": "{path: ./model, quantization: nf4}"}, {}, False),
         ({"search": "{space: {epochs: [1, 2]}}"}, {"search": "{space: {epochs: [1, 3]}}"}, False),
     ],
 )

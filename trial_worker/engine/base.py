@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -17,8 +18,10 @@ from transformers import (
 )
 
 from orchestrator.contract import ModelPin
+from trial_worker.engine import quantized
 from trial_worker.engine.errors import UnusableModel
 from trial_worker.engine.heads import has_plain_head
+from trial_worker.engine.recompute import recompute_layers
 from trial_worker.engine.window import open_window
 
 _FAMILIES: dict[str, Any] = {
@@ -56,26 +59,33 @@ class Base:
         device: torch.device | str = "cpu",
         *,
         streams: bool = True,
-        precision: str = "auto",
     ) -> Base:
-        """Load what the pin names: safetensors only, no code from the model's repository.
+        """Load what the pin names, as it says: safetensors only, no code from the model's repository.
 
         family: "sequence" (a classifier over `labels` classes) or "causal" (a language model).
         streams: compute rows without padding where the model allows it.
-        precision: of the frozen weights and of what is computed with them: "float32", "bfloat16", or "auto", bfloat16
-            on a GPU that has it in hardware. Adapters, heads, losses and AdamW are float32 in any case.
+
+        The pin's precision is that of the frozen weights and of what is computed with them. Adapters, heads, losses
+        and AdamW are float32 in any case.
 
         Raises:
-            UnusableModel: no such model, no safetensors weights, weights missing, or not of this family.
+            UnusableModel: no such model, no safetensors weights, weights missing, not of this family, or it cannot be
+                held as the pin says.
             OSError: a file of it cannot be read.
         """
+        device, dtype = torch.device(device), _dtype(pin.precision, torch.device(device))
+        if pin.quantization != "none":
+            quantized.refuse_unless_possible(pin)
         place, options = locate(pin)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
         if family == "sequence":
             options = {**options, "num_labels": labels, "ignore_mismatched_sizes": True}
+        if pin.quantization != "none":
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
+            options |= quantized.options(_FAMILIES[family], config, dtype, device)
         model, found = _FAMILIES[family].from_pretrained(
             place,
-            dtype=_dtype(precision, torch.device(device)),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -85,13 +95,17 @@ class Base:
             raise UnusableModel(f"{pin.path}: {type(model).__name__} is an encoder-decoder, no causal language model")
         _settle_padding(model, tokenizer)
         heads = _heads(model, family, {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}, pin)
-        model.config.use_cache = False
+        _keep_no_cache(model)
+        if pin.quantization != "none":
+            quantized.settle(model)
         model.to(device).eval().requires_grad_(False)
+        if pin.gradient_checkpointing:
+            recompute_layers(model)
         if family == "causal":
             _refuse_unless_causal(model, pin)
         streams = streams and open_window(model) is not None
         plain = family == "causal" and has_plain_head(model)
-        return cls(model, tokenizer, torch.device(device), pin, heads, _limit(model, tokenizer), streams, plain)
+        return cls(model, tokenizer, device, pin, heads, _limit(model, tokenizer), streams, plain)
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -145,6 +159,16 @@ def _settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             raise UnusableModel("the tokenizer has neither a pad nor an eos token")
         tokenizer.pad_token = tokenizer.eos_token
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _keep_no_cache(model: PreTrainedModel) -> None:
+    """Of keys and values: nothing reads it, and a layer that is computed twice would add to it twice.
+
+    Halves of an encoder-decoder have configurations of their own.
+    """
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and hasattr(part.config, "use_cache"):
+            part.config.use_cache = False
 
 
 def _heads(model: PreTrainedModel, family: str, absent: set[str], pin: ModelPin) -> tuple[str, ...]:
