@@ -222,10 +222,10 @@ def chosen(places: Sequence[str], pattern: str | None) -> list[str]:
     first: dict[str, str] = {}
     for place in places:
         first.setdefault(place.rpartition("@")[0], place)
-    return [place for place in first.values() if not place.startswith("optuna: ") and not _as_before(place)]
+    return [place for place in first.values() if not place.startswith("optuna: ") and not as_before(place)]
 
 
-def _as_before(place: str) -> bool:
+def as_before(place: str) -> bool:
     """Whether a death here leaves what one at another place does."""
     return (place.startswith("after ") and "#" in place) or place.startswith("before SELECT")
 

@@ -66,7 +66,7 @@ def chosen(places: Sequence[str]) -> list[str]:
     """From the stop's first statement until Optuna has heard of it: every second of ours, two of Optuna's hundred."""
     first = next(at for at, place in enumerate(places) if place.startswith(FIRST))
     last = next(at for at, place in enumerate(places) if at > first and place.startswith(LAST))
-    around = [place for place in places[first - 4 : last + 4] if not crash_scenario._ends_a_statement(place)]
+    around = [place for place in places[first - 4 : last + 4] if not crash_scenario.as_before(place)]
     ours = [place for place in around if not place.startswith("optuna: ")]
     return ours[::2] + [place for place in around if place.startswith("optuna: ")][20::60][:2]
 

@@ -49,6 +49,7 @@ def test_of_workers_that_want_a_suggestion_at_once_one_draws_it(
         assert found is not None
         taken.append(found[1].unit)
 
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 120.0)
     monkeypatch.setattr(engine.pool, "_max_overflow", 10)  # three workers, of a process each, in one
     threads = [threading.Thread(target=take, args=(worker,)) for worker in workers]
     for thread in threads:
@@ -97,7 +98,10 @@ def test_who_cannot_draw_gets_the_further_folds_that_come_after(
 def test_a_turn_that_the_server_ended_harms_nobody(engine: Engine, tmp_path: Path) -> None:
     """As of a process that was frozen, or of a Gaussian process that thought for long."""
     number = launched(engine, tmp_path)
-    ended = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid = :kind"
+    ended = (  # in this database: other tests use the same server
+        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+        "WHERE datname = current_database() AND locktype = 'advisory' AND classid = :kind"
+    )
     with turns.turn(engine, number) as mine:
         assert mine
         with transaction(engine) as connection:
