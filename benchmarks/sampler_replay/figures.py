@@ -14,6 +14,7 @@ from benchmarks.sampler_replay.simulate import Outcome
 from benchmarks.sampler_replay.table import Table
 
 WITHIN = 0.01  # of the best of the whole grid
+BUDGETS = (60, 120, 180, 240, 360, 480)  # unit-epochs; with five folds of three epochs 15 are a trial
 
 
 class Truth:
@@ -60,6 +61,7 @@ class Measured:
     regret: of the winner against the grid's best; lost: against the best configuration that was tried (both in units of
     the objective). saved: share of the unit-epochs of all folds of the same trials. idle: share of slots and ticks.
     best_tried, best_stopped: the grid's best was tried, was stopped. own_best_stopped: the best of those tried was.
+    best_after: the best complete trial's objective after each of BUDGETS.
     """
 
     to_good_trials: float
@@ -78,6 +80,7 @@ class Measured:
     best_tried: bool
     best_stopped: bool
     own_best_stopped: bool
+    best_after: tuple[float, ...]
 
 
 def measure(truth: Truth, outcome: Outcome) -> Measured:
@@ -107,7 +110,14 @@ def measure(truth: Truth, outcome: Outcome) -> Measured:
         best_tried=_has(own, truth.best),
         best_stopped=truth.best in stopped,
         own_best_stopped=searched is not None and searched in stopped,
+        best_after=tuple(best_after(outcome, truth.table.sign, budget) for budget in BUDGETS),
     )
+
+
+def best_after(outcome: Outcome, sign: float, spent: int) -> float:
+    """The best complete trial's objective after so many unit-epochs; infinite: none was complete."""
+    values = [step.value for step in outcome.steps if step.spent <= spent]
+    return min(values, key=lambda value: sign * value, default=math.inf)
 
 
 def _has(trials: Sequence[Trial], configuration: int) -> bool:
@@ -126,7 +136,10 @@ def cell(measured: Sequence[Measured]) -> dict[str, Any]:
     }
     for name, first in rows[0].items():
         values = [row[name] for row in rows]
-        found[name] = _share(values) if isinstance(first, bool) else spread(values)
+        if isinstance(first, tuple):
+            found[name] = {str(at): spread(each) for at, each in zip(BUDGETS, zip(*values, strict=True), strict=True)}
+        else:
+            found[name] = _share(values) if isinstance(first, bool) else spread(values)
     return found
 
 
