@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator import models, objective, readers, space
 from orchestrator.document import Document, Path_
 from orchestrator.errors import Problem
+from orchestrator.spec import default_rule
 
 MOST_POINTS = 10_000
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -72,19 +73,20 @@ def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Pr
 
 def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
     racing = _section(raw, "racing")
-    rule, first = racing.get("rule", "none"), racing.get("first_folds", 1)
+    sampler = _section(raw, "search").get("sampler")
+    rule, first = racing.get("rule", default_rule(sampler)), racing.get("first_folds", 1)
     only_paired = {"confidence"} if rule == "forgiving" else set()
     for key in racing.keys() & ({"first_folds", "confidence", "hopeless"} if rule == "none" else only_paired):
         yield doc.problem(("racing", key), "no-effect", f"'racing.{key}' has no effect with rule {rule}")
     if rule not in ("forgiving", "paired"):
         return
-    if _section(raw, "search").get("sampler") == "gp":
+    if sampler == "gp":
         message = "sampler gp learns from complete trials alone, and racing would hide from it what is bad — got racing"
         help = "use sampler tpe, or racing: {rule: none}"
         yield doc.problem(("racing", "rule"), "racing", f"{message} {rule}", help)
     plan = _section(raw, "cross_validation")
     numbers = (plan.get("folds", 5), plan.get("repeats", 1), first)
-    if all(isinstance(each, int) and each > 0 for each in numbers) and first >= numbers[0] * numbers[1]:
+    if racing and all(isinstance(each, int) and each > 0 for each in numbers) and first >= numbers[0] * numbers[1]:
         where: Path_ = ("racing", "first_folds" if "first_folds" in racing else "rule")
         total = numbers[0] * numbers[1]
         message = f"racing saves the folds after the first {first}, and the plan has {total}: nothing is left to save"

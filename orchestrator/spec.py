@@ -81,10 +81,10 @@ class Racing(_Section):
     """Which trials earn more folds. The default configuration always gets all, and so has the best trial."""
 
     rule: Literal["none", "forgiving", "paired"] = Field(
-        "none",
-        description="none: every trial gets all folds. forgiving: a trial stops when its running objective is worse "
-        "than the worst fold of the best complete trial. paired: when it is worse than that trial on the same folds by "
-        "more than chance explains",
+        "forgiving",
+        description="none (default of sampler gp): every trial gets all folds. forgiving (default of the others): a "
+        "trial stops when its running objective is worse than the worst fold of the best complete trial. paired: when "
+        "it is worse than that trial on the same folds by more than chance explains",
     )
     first_folds: int = Field(
         1,
@@ -105,6 +105,11 @@ class Racing(_Section):
     def on(self) -> bool:
         """Whether trials are raced at all."""
         return self.rule != "none"
+
+
+def default_rule(sampler: Any) -> str:
+    """Of racing. A Gaussian process learns from complete trials alone, so racing would hide from it what is bad."""
+    return "none" if sampler == "gp" else "forgiving"
 
 
 class Budget(_Section):
@@ -157,6 +162,16 @@ class StudySpec(_Section):
         if isinstance(raw, dict) and isinstance(raw.get("model"), str):
             return {**raw, "model": {"path": raw["model"]}}
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_rule(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not isinstance(raw.get("search"), dict):
+            return raw
+        racing = raw.get("racing", {})
+        if not isinstance(racing, dict) or "rule" in racing:
+            return raw
+        return {**raw, "racing": {**racing, "rule": default_rule(raw["search"].get("sampler"))}}
 
     @property
     def space(self) -> dict[str, space.Entry]:

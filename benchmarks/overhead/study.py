@@ -82,7 +82,7 @@ def begin(engine: Engine, folder: Path, kind: Kind, trials: int) -> None:
         name=kind.name,
         sampler=kind.sampler,
         space=(POINTS if grid else SEARCHED).strip("\n"),
-        racing="" if kind.racing == "none" else f"racing: {{rule: {kind.racing}}}",
+        racing=f"racing: {{rule: {kind.racing}}}",
         budget=f"budget: {{{', '.join(limits)}}}" if limits else "",
     )
     path = folder / f"{kind.name}.yaml"

@@ -27,6 +27,7 @@ search:
   space:
     learning_rate: [1e-3, 1e-2]
     batch_size: [4, 8]
+racing: {{rule: none}}
 """
 
 

@@ -36,6 +36,7 @@ search:
     learning_rate: [1e-3, 1e-2]
     batch_size: [4, 8]
 {more}
+racing: {{rule: none}}
 """
 LIGHT = {"FOLDTUNE_ENGINE": "benchmarks.chaos.light", "FOLDTUNE_LIGHT_EPOCH_SECONDS": "0.1", "FOLDTUNE_DEBUG": "1"}
 ROOT_ONLY = "needs root: it mounts a disk of its own, or makes a namespace"

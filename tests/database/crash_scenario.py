@@ -50,6 +50,7 @@ search:
   sampler: tpe
   space: {learning_rate: {low: 1e-5, high: 1e-1, log: true}}
 budget: {trials: 1}
+racing: {rule: none}
 """
 LOOKS = 3
 

@@ -28,7 +28,8 @@ search:
     learning_rate: {rates}
     batch_size: [4, 8]
 budget: {budget}
-{more}"""
+{more}
+"""
 GRID = "[1e-3, 1e-2]"
 RANGE = "{low: 1e-5, high: 1e-1, log: true}"
 
@@ -44,7 +45,10 @@ def write(
     texts: int = 12,
     more: str = "",
 ) -> Path:
-    """A study file with its data and a model folder that has the right files and no content."""
+    """A study file with its data and a model folder that has the right files and no content.
+
+    more: further keys; without `racing` among them every trial gets all folds.
+    """
     model = folder / "model"
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
@@ -53,6 +57,8 @@ def write(
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = folder / f"{name}.yaml"
     text = STUDY.format(name=name, sampler=sampler, rates=rates, folds=folds, budget=budget, more=more)
+    if "racing:" not in more:
+        text += "racing: {rule: none}\n"
     path.write_text(text, encoding="utf-8")
     return path
 

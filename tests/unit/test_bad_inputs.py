@@ -15,7 +15,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator import cli
@@ -88,7 +88,7 @@ STUDY_YAML = {
     "8 key without effect yet": Bad(study(share_epochs="true"), r"'share_epochs' .* not supported in this version"),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
     "racing without a rule": Bad(
-        study(racing="{first_folds: 2, hopeless: true}"), r":7:10: 'racing.first_folds' has no effect with rule none"
+        study(racing="{rule: none, first_folds: 2, hopeless: true}"), r":7:22: 'racing.first_folds' has no effect with rule none"
     ),
     "racing a rule without a confidence": Bad(
         study(racing="{rule: forgiving, confidence: 0.9}"), r":7:27: 'racing.confidence' has no effect with rule forgiving"
@@ -471,6 +471,7 @@ def quiet_check(capfd: pytest.CaptureFixture[str], path: Path) -> None:
 
 
 @given(content=st.one_of(YAMLISH.map(str.encode), st.text(max_size=60).map(str.encode), st.binary(max_size=60)))
+@example(content=b"&a [&a ")
 @FUZZ
 def test_no_study_file_is_a_bug(content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     quiet_check(capfd, folder(tmp_path, content))

@@ -144,10 +144,18 @@ def test_smoke_races_after_one_of_its_two_folds() -> None:
     assert study_file.smoke(load(text)).spec.racing.first_folds == 1
 
 
-def test_racing_is_off_unless_it_is_asked_for() -> None:
-    off, on = load(study_text.study()).spec.racing, load(study_text.study(racing="{rule: paired}")).spec.racing
-    assert (off.rule, off.on, on.on) == ("none", False, True)
-    assert (on.first_folds, on.confidence, on.hopeless) == (1, 0.975, True)
+def test_racing_is_forgiving_unless_another_rule_is_asked_for() -> None:
+    default, paired = load(study_text.study()).spec.racing, load(study_text.study(racing="{rule: paired}")).spec.racing
+    assert (default.rule, default.on, paired.rule) == ("forgiving", True, "paired")
+    assert (paired.first_folds, paired.confidence, paired.hopeless) == (1, 0.975, True)
+    off = load(study_text.study(racing="{rule: none}")).spec.racing
+    assert (off.rule, off.on) == ("none", False)
+    assert load(study_text.study(racing="{hopeless: false}")).spec.racing.on
+
+
+def test_gp_is_not_raced_by_default() -> None:
+    text = study_text.study(search="{sampler: gp, space: {batch_size: [4, 8]}}")
+    assert load(text).spec.racing.rule == "none"
 
 
 def test_smoke_of_a_long_name_is_a_name_and_of_another_study_another() -> None:
