@@ -153,12 +153,16 @@ def _rows(
     written = {name: distribution_to_json(each) for name, each in distributions.items()}
     grid = record.spec.search.sampler == "grid"
     for index in range(trials + planned):
-        params = {
-            "learning_rate": 10 ** draw.uniform(-5, -1),
-            "batch_size": draw.choice([8, 16, 32]),
-            "lora_rank": draw.choice([4, 8, 16]),
-            "lora_dropout": draw.uniform(0.0, 0.5),
-        }
+        params = (
+            {name: draw.choice(entry.points()) for name, entry in searched.items()}
+            if grid
+            else {
+                "learning_rate": 10 ** draw.uniform(-5, -1),
+                "batch_size": draw.choice([8, 16, 32]),
+                "lora_rank": draw.choice([4, 8, 16]),
+                "lora_dropout": draw.uniform(0.0, 0.5),
+            }
+        )
         settings = record.settings(params)
         state = "waiting" if index >= trials else state_of(index, racing=record.spec.racing.on)
         value = 0.4 + 0.5 * draw.random() if state == "complete" else None
@@ -170,7 +174,7 @@ def _rows(
             "grid" if grid else "random" if record.spec.search.sampler == "random" else "model",
             json.dumps(params),
             json.dumps(asdict(settings)),
-            space.configuration_digest(settings),
+            f"{index} {space.configuration_digest(settings)}",  # a grid of 36 points plays one of thousands
             state,
             value,
             "0.9000 nats after 1 fold, worse than 0.4160, the worst fold of trial 3" if state == "stopped" else "",
