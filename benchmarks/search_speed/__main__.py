@@ -14,13 +14,13 @@ from typing import Any
 from benchmarks.search_speed import figures, harness, machine, replay
 from benchmarks.search_speed.harness import Options
 
-GLOSSES = Path(__file__).with_name("glosses.json")
+ENTRIES = Path(__file__).with_name("entries.json")
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Options, bool]:
     """The command line: options, and whether to be silent."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search_speed", description=__doc__)
-    parser.add_argument("--replay", type=Path, default=GLOSSES, help="recorded search; default: glosses")
+    parser.add_argument("--replay", type=Path, default=ENTRIES, help="recorded search; default: entries")
     parser.add_argument("--quick", action="store_true", help="the replay's small part, once: minutes")
     parser.add_argument("--engine-only", action="store_true", help="no database, no Optuna: the engine alone")
     parser.add_argument("--repeats", type=int, help="runs of each form; default 3, with --quick 1")

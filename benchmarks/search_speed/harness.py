@@ -43,7 +43,7 @@ def absent(options: Options) -> dict[str, str]:
     if missing:
         why |= dict.fromkeys((*PLAIN_FORMS, "kept_own_dropout"), f"not installed: {', '.join(missing)}")
     elif options.quick:
-        why["kept_own_dropout"] = "not with --quick"
+        why |= dict.fromkeys(("reload", "kept_own_dropout"), "not with --quick")
     if options.engine_only:
         why["product"] = "--engine-only"
     elif options.quick:
