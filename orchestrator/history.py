@@ -49,7 +49,9 @@ def past_of(connection: Connection, record: StudyRecord) -> list[Past]:
     best = queries.best_ids(connection, record.id, BEST, maximize=record.spec.maximize) if step > 1 else []
     rows = connection.execute(
         text(
-            "SELECT id, generation, CAST(state AS text), opened_at, closed_at FROM trial WHERE in_space AND id IN ("
+            # times as numbers: to make dates of ten thousand takes longer than the query
+            "SELECT id, generation, CAST(state AS text), CAST(extract(epoch FROM opened_at) AS float8), "
+            "CAST(extract(epoch FROM closed_at) AS float8) FROM trial WHERE in_space AND id IN ("
             "SELECT id FROM (SELECT id, state, row_number() OVER (ORDER BY id) AS place FROM trial "
             "WHERE study = :study AND state <> 'waiting') opened "
             "WHERE place % :step = 0 OR state = 'running' OR id = ANY(:best)) ORDER BY id"
@@ -60,7 +62,7 @@ def past_of(connection: Connection, record: StudyRecord) -> list[Past]:
     with _lock:
         before = _known.get(place, {})
     # Its times too: after a failover that lost the last commits another trial may have the same id.
-    signs = {row.id: tuple(row) for row in rows}
+    signs = {row[0]: tuple(row) for row in rows}
     news = [trial for trial, sign in signs.items() if trial not in before or before[trial][0] != sign]
     read = _read(connection, record, news)
     known: _Known = {trial: (sign, read[trial]) if trial in read else before[trial] for trial, sign in signs.items()}

@@ -9,6 +9,7 @@ from typing import Any
 MINUTE = 60.0
 LIMIT = 0.01  # of wall time
 FLEET = 64  # workers that the limit speaks of
+LIFE = 10_000 / FLEET  # trials that one of them trains in such a study; its start is a part of what they cost
 ON_THE_WAY = ("take", "report", "finish")  # a worker waits for these; renewals have a thread of their own
 
 
@@ -42,6 +43,7 @@ def of_window(
     trials = sum(log["trained"] for log in logs) / MINUTE
     waits = {name: [wait for log in logs for wait in log["waits"][name]] for name in logs[0]["waits"]}
     waiting = sum(sum(waits[name]) for name in ON_THE_WAY)
+    first = sum(waits["first"]) / len(waits["first"]) if waits["first"] else 0.0
     rate = trials / wall * 60
     found: dict[str, Any] = {
         "seconds": figure(wall),
@@ -58,9 +60,8 @@ def of_window(
         "fenced": sum(log["fenced"] for log in logs),
         "idle_looks": sum(log["idle"] for log in logs),
     }
-    if training:
-        found["share_of_1_minute_trials"] = _per(waiting, trials * MINUTE)
-    else:
+    found["share_of_1_minute_trials"] = _per(waiting / trials + first / LIFE, MINUTE) if trials else None
+    if not training:
         found["trials_per_minute"] = figure(rate)
         found["utilisation_by_64_workers"] = _per(FLEET, rate)
     return found

@@ -57,13 +57,8 @@ def measure(shift: Shift) -> dict[str, Any]:
             if process.is_alive():
                 process.kill()
     if not shift.paced_seconds:  # one worker alone waits for nobody: the same calls, whether it trains between or not
-        found["paced"] = {**found["flat"], "share_of_1_minute_trials": _share(found["flat"])}
+        found["paced"] = found["flat"]
     return found
-
-
-def _share(flat: dict[str, Any]) -> float | None:
-    waiting = flat["waiting_per_trial"]
-    return None if waiting is None else figures.figure(waiting / figures.MINUTE)
 
 
 def _window(shift: Shift, gate: Any, answers: Any, *, training: bool) -> dict[str, Any]:
@@ -110,7 +105,8 @@ def _run(
     units: Any = None,
 ) -> dict[str, Any]:
     """One window of one worker. units: trained by all, where their number ends the window."""
-    engine, log, most = connect(shift.url), worker.Log(), shift.flat_trials * figures.MINUTE / shift.unit_seconds
+    log = worker.Log(begun=units is not None and shift.paced_seconds > 0)
+    engine, most = connect(shift.url), shift.flat_trials * figures.MINUTE / shift.unit_seconds
     least, told = figures.MINUTE / shift.unit_seconds, 0
 
     def over() -> bool:

@@ -25,9 +25,15 @@ TRIES = 50
 
 @dataclass
 class Log:
-    """What the worker waited for, and how much it trained."""
+    """What the worker waited for, and how much it trained.
 
-    waits: dict[str, list[float]] = field(default_factory=lambda: {"take": [], "report": [], "finish": [], "renew": []})
+    begun: its process has taken a unit before. first: the take with which it began.
+    """
+
+    begun: bool = False
+    waits: dict[str, list[float]] = field(
+        default_factory=lambda: {"first": [], "take": [], "report": [], "finish": [], "renew": []}
+    )
     units: int = 0
     trained: float = 0.0  # simulated device seconds
     away: int = 0  # calls that ended with "try again"
@@ -46,7 +52,8 @@ class Pace:
 def work(engine: Engine, worker: int, name: str, pace: Pace, over: Callable[[], bool], log: Log) -> None:
     """Take, train and finish until `over`; what is held then goes back."""
     while not over():
-        taken = _waited(log, "take", lambda: trials.take(engine, worker, [name], held=()))
+        what, log.begun = "take" if log.begun else "first", True
+        taken = _waited(log, what, lambda: trials.take(engine, worker, [name], held=()))
         if taken is None:
             log.idle += 1
             time.sleep(lifecycle.LOOK_SECONDS)

@@ -11,7 +11,7 @@ from benchmarks.overhead import figures, history
 
 
 def log(**changes: Any) -> dict[str, Any]:
-    waits = {"take": [0.1, 0.3], "report": [0.02] * 4, "finish": [0.05, 0.15], "renew": [0.01] * 10}
+    waits = {"first": [], "take": [0.1, 0.3], "report": [0.02] * 4, "finish": [0.05, 0.15], "renew": [0.01] * 10}
     plain = {
         "waits": waits,
         "units": 2,
@@ -39,6 +39,11 @@ def test_a_trial_is_a_minute_of_training_whatever_units_that_was() -> None:
     assert found["cpu_share_of_1_minute_trials"] == 0.015
     assert found["statements_per_trial"] == 180
     assert found["waits"]["take"] == {"calls": 4, "mean": 0.2, "median": 0.1, "p95": 0.3, "max": 0.3}
+
+
+def test_a_workers_first_take_counts_once_in_its_life() -> None:
+    late = log(waits={**log()["waits"], "first": [156.25 * 0.6]})
+    assert figures.of_window([late], wall=60.0, server_cpu=0.0)["share_of_1_minute_trials"] == 0.0327
 
 
 def test_without_training_the_window_says_how_many_trials_are_possible() -> None:

@@ -1,4 +1,4 @@
-"""How much is computed at once, and what happens when it does not fit. Which rows: pure."""
+"""How much is computed at once: as measured to be fast, and when it does not fit. Which rows: pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from trial_worker.engine.batches import split_by_length
+from trial_worker.engine.climb import Climb
 
 # What one more micro-step costs in tokens: its fixed work per layer against the work per token.
 _OVERHEAD = {"cpu": 64, "cuda": 4096}
 _TOKENS = {"cpu": 2048, "cuda": 16384}
+_MOST_TOKENS = 131_072  # in one micro-step, however much memory there is
 _FLOATS_OF_LOGITS = 1 << 26  # at most 256 MiB of float32 logits at once
+_FOR_ADAPTERS = 0.4  # of the free memory; the rest is for activations
 
 Group = Mapping[int, Sequence[int]]  # slot -> positions among the rows that it waits for
 
@@ -29,8 +32,12 @@ class Capacity:
         self._streams = streams
         self.most_rows = 4096
         self.most_tokens = _TOKENS.get(device.type, 16384)
+        most = _MOST_TOKENS
         if vocabulary:
-            self.most_tokens = max(256, min(self.most_tokens, _FLOATS_OF_LOGITS // vocabulary))
+            most = max(256, _FLOATS_OF_LOGITS // vocabulary)
+            self.most_tokens = min(self.most_tokens, most)
+        # On a CPU more tokens at once are no faster (docs/log.md), and where rows are padded a bound is rarely met.
+        self._climb = Climb(self.most_tokens, most) if self._cuda and streams else None
 
     def groups(self, lengths: Mapping[int, Sequence[int]], bounds: Mapping[int, int | None]) -> list[Group]:
         """Rows to compute now, in one or several goes.
@@ -47,6 +54,12 @@ class Capacity:
         split = split_by_length([lengths[s][p] for s, p in places], bound, self.most_tokens, self._overhead)
         return [_by_slot([places[i] for i in group]) for group in split]
 
+    def measured(self, tokens: int, seconds: float) -> None:
+        """A micro-step of so many tokens took so long: the next ones have more while that is faster and fits."""
+        if self._climb is not None:
+            used = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties().total_memory
+            self.most_tokens = self._climb.after(tokens, seconds, used)
+
     def shrink(self, rows: int, tokens: int) -> bool:
         """Halve what is computed at once after so much did not fit; False: one row was already too much."""
         gc.collect()
@@ -57,7 +70,21 @@ class Capacity:
         self.most_rows = min(self.most_rows, max(rows // 2, 1))
         if self._streams:
             self.most_tokens = min(self.most_tokens, max(tokens // 2, 1))
+        self._climb = None
         return True
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU that tensors may still take, what torch keeps for them included; None: not asked on a CPU."""
+    if device.type != "cuda":
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def slots_within(most: int, bytes_each: int, free: int | None) -> int:
+    """How many slots' adapters, gradients and moments fit beside activations; at least one. free: None: no bound."""
+    return most if free is None else max(1, min(most, int(_FOR_ADAPTERS * free) // max(bytes_each, 1)))
 
 
 def share(

@@ -67,12 +67,21 @@ class Network:
 
     def open(self, slot: int, settings: Settings, seed: int) -> None:
         """A unit takes a slot: fresh weights from its seed alone, PEFT's for LoRA, transformers' for a head."""
-        if settings.lora_rank > self.memory.layout.rank:
-            self._grow(math.ceil(settings.lora_rank / RANKS) * RANKS)
+        if self.grows(settings.lora_rank):
+            self._grow(_whole(settings.lora_rank))
         self._enter(slot, settings)
         named = self.memory.named(slot)
         for name, value in self._fresh(settings.lora_rank, seed).items():
             named[name].copy_(value)
+
+    def grows(self, rank: int) -> bool:
+        """Whether a unit of this rank needs all slots to be larger than they are."""
+        return rank > self.memory.layout.rank
+
+    def slot_bytes(self, rank: int) -> int:
+        """Of one slot with room for this rank: weights, gradients and both moments."""
+        layout = Layout(self.survey.sites, self._heads, _whole(rank))
+        return 4 * layout.size * self.memory.weights.element_size()
 
     def close(self, slot: int) -> None:
         """The unit is gone from its slot."""
@@ -151,3 +160,7 @@ class Network:
         finally:
             for name, module in before.items():
                 model.set_submodule(name, module)
+
+
+def _whole(rank: int) -> int:
+    return math.ceil(rank / RANKS) * RANKS

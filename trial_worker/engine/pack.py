@@ -11,7 +11,7 @@ import torch
 from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from trial_worker.engine import optimizer
 from trial_worker.engine.base import Base
-from trial_worker.engine.capacity import Capacity, Group
+from trial_worker.engine.capacity import Capacity, Group, free_bytes, slots_within
 from trial_worker.engine.errors import UnitStopped, is_out_of_memory, leaves_no_device
 from trial_worker.engine.micro_step import MicroStep, lay_out
 from trial_worker.engine.network import Network
@@ -98,22 +98,35 @@ class Pack:
     # --- units come and go --------------------------------------------------------------------------------------
 
     def _admit(self) -> list[PackEvent]:
-        """Give new units their slots; one of another kind waits until the pack is empty, and others behind it."""
+        """Give new units their slots, in their order.
+
+        One of another kind waits until the pack is empty, and so does one with whose rank fewer slots would fit.
+        """
         events: list[PackEvent] = []
         while self._new:
             unit = self._new[0]
             kind = Kind.of(self.base, unit.settings, len(self.rows.task.labels))
-            if self._slots and self._network is not self._networks.get(kind):
+            if self._slots and (self._network is not self._networks.get(kind) or self._too_wide(unit)):
                 break
             self._new.pop(0)
             events += self._begin(unit, kind)
         return events
 
+    def _too_wide(self, unit: TrainUnit) -> bool:
+        """Whether the adapters of all slots would not fit with this unit's rank."""
+        network, rank = self._network, unit.settings.lora_rank
+        return network is not None and network.grows(rank) and self._slots_within(network, rank) < network.slots
+
+    def _slots_within(self, network: Network, rank: int) -> int:
+        return slots_within(self.slots, network.slot_bytes(rank), free_bytes(self.base.device))
+
     def _begin(self, unit: TrainUnit, kind: Kind) -> list[PackEvent]:
         try:
-            if kind not in self._networks:
-                self._networks[kind] = Network(self.base, kind, self.slots)
-            network = self._network = self._networks[kind]
+            network = self._networks.get(kind) or Network(self.base, kind, self.slots)
+            rank = unit.settings.lora_rank
+            if network.grows(rank) and (fit := self._slots_within(network, rank)) < network.slots:
+                self.slots, network = fit, Network(self.base, kind, fit)
+            self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
             slot = Slot(place, unit, self.base, self.rows, network)
             if slot.finished:
@@ -173,7 +186,9 @@ class Pack:
                 events.append(slot.step(norm))
             except UnitStopped as stop:
                 events.append(self._end(slot, stop.outcome, str(stop)))
-        self._spend(computed, monotonic() - began)
+        seconds = monotonic() - began
+        self._spend(computed, seconds)
+        self.capacity.measured(sum(computed.values()), seconds)
         return events
 
     def _evaluate(self, slots: Sequence[Slot]) -> list[PackEvent]:
