@@ -94,6 +94,12 @@ class Settings:
     warmup_ratio: float = hyperparameter(
         0.05, "share of all steps in which the learning rate rises from 0", low=0, high=1
     )
+    warmup_steps: int = hyperparameter(
+        0,
+        "steps in which the learning rate rises from 0; above 0 warmup_ratio has no effect",
+        low=0,
+        high=10**6,
+    )
     lr_schedule: str = hyperparameter(
         "linear",
         "course of the learning rate after warm-up",
@@ -175,6 +181,7 @@ class TrainUnit:
     seconds_left: float | None = None  # device seconds this unit may still take; None: no limit
     scratch: str | None = None  # folder for checkpoints; None: write none
     resume: Checkpoint | None = None  # go on from here; None: begin
+    all_logits: bool = False  # report logits at every epoch: any may be the one that counts
     most_rows: int | None = None  # rows in one micro-step at most: more made the kernel kill a trainer; None: no limit
 
     def ended(
@@ -263,7 +270,7 @@ class Predictions:
 
     nats: float32, negative log-likelihood summed over the item's labels or supervised tokens; shape (items,).
     counts: float32, how many labels or tokens that sum covers; shape (items,).
-    logits: float16, classification at the reported epoch only; shape (items, classes).
+    logits: float16, classification, at the last epoch or with `TrainUnit.all_logits`; shape (items, classes).
     All little-endian, base64.
     """
 

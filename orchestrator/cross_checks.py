@@ -27,6 +27,7 @@ def check(
 ) -> list[Problem]:
     """Contradictions between keys. written: the name that each searched hyperparameter has in the file."""
     problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
+    problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
     task = raw.get("task")
     if task in ("classification", "causal_lm"):
         problems += _columns(doc, raw, task)
@@ -91,6 +92,41 @@ def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
         total = numbers[0] * numbers[1]
         message = f"racing saves the folds after the first {first}, and the plan has {total}: nothing is left to save"
         yield doc.problem(where, "racing", message, "use fewer racing.first_folds, more folds, or racing: {rule: none}")
+
+
+def _warmup(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
+    given = {**dict.fromkeys(_section(doc.values, "training"), "training"), **dict.fromkeys(written, "search.space")}
+    if {"warmup_ratio", "warmup_steps"} <= given.keys():
+        path = (*given["warmup_ratio"].split("."), "warmup_ratio")
+        yield doc.problem(
+            path, "no-effect", "'warmup_ratio' has no effect beside warmup_steps", "leave one of them out"
+        )
+
+
+def _shared_epochs(
+    doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
+) -> Iterator[Problem]:
+    if raw.get("share_epochs") is not True or set(entries) != set(written):
+        return
+    if "epochs" not in entries:
+        message = "'share_epochs' needs epochs in search.space: it is what the runs share"
+        yield doc.problem(("share_epochs",), "no-effect", message, "search epochs, or leave share_epochs out")
+    schedules, steps, ratios = (_extremes(raw, entries, f) for f in ("lr_schedule", "warmup_steps", "warmup_ratio"))
+    wrong = [f"lr_schedule {each}" for each in schedules if each != "constant"]
+    if any(each == 0 for each in steps) and any(each != 0 for each in ratios):
+        wrong.append(f"warmup_ratio {next(each for each in ratios if each != 0):g}")
+    if wrong:
+        rule = "'share_epochs' needs a learning rate that does not depend on the number of epochs"
+        help = "write training: {lr_schedule: constant, warmup_ratio: 0}, or warmup_steps instead of warmup_ratio"
+        yield doc.problem(("share_epochs",), "share-epochs", f"{rule} — got {', '.join(wrong)}", help)
+
+
+def _extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[Any, ...]:
+    """Of a hyperparameter: its choices, the ends of its range, or the one value that it has."""
+    entry = entries.get(name)
+    if entry is None:
+        return (_section(raw, "training")[name],)
+    return entry.choices if isinstance(entry, space.Choices) else (entry.low, entry.high)
 
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:

@@ -79,15 +79,12 @@ def _read(connection: Connection, record: StudyRecord, trials: Sequence[int]) ->
     if not trials:
         return {}
     rows = connection.execute(
-        text(
-            "SELECT id, params, CAST(state AS text) AS state, value, coalesce(duplicate_of, id) AS trained "
-            "FROM trial WHERE id = ANY(:trials) ORDER BY id"
-        ),
+        text("SELECT id, params, CAST(state AS text) AS state, value FROM trial WHERE id = ANY(:trials) ORDER BY id"),
         {"trials": list(trials)},
     ).all()
-    closed = sorted({row.trained for row in rows if row.state in REPORTED})
+    closed = [row.id for row in rows if row.state in REPORTED]
     results = by_trial(queries.fold_results(connection, record.id, closed)) if closed else {}
-    return {row.id: past(record, row.params, row.state, row.value, results.get(row.trained, [])) for row in rows}
+    return {row.id: past(record, row.params, row.state, row.value, results.get(row.id, [])) for row in rows}
 
 
 def past(

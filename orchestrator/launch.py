@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 import foldtune
-from orchestrator import dataset, objective, places, projection, queries, space, spec, stores, study
+from orchestrator import dataset, epochs, objective, places, projection, queries, space, spec, stores, study
 from orchestrator.database.engine import transaction
 from orchestrator.errors import CANNOT_WRITE, USAGE, BadInput, FoldtuneError, Problem, printable
 from orchestrator.prepare import Prepared
@@ -139,15 +139,26 @@ def _plan_trials(connection: Connection, record: StudyRecord) -> None:
     searched = record.spec.space
     default, in_space = space.default_params(searched)
     is_default = space.configuration_digest(record.settings(default))
-    points = list(space.grid(searched)) if record.spec.search.sampler == "grid" else []
+    points: list[space.Params] = list(space.grid(searched)) if record.spec.search.sampler == "grid" else []
+    if record.spec.share_epochs:
+        points = epochs.families(points)
     configurations = [space.configuration_digest(record.settings(point)) for point in points]
     if is_default not in configurations:
         insert_trial(connection, record, default, origin="default", is_default=True, in_space=in_space, searched=False)
     trained: dict[str, int] = {}  # two points may be one configuration: at rank 16, alpha 2r is alpha 32
     for point, configuration in zip(points, configurations, strict=True):
         first = trained.get(configuration)
-        default_here = first is None and configuration == is_default
-        trial = insert_trial(connection, record, point, origin="grid", is_default=default_here, duplicate_of=first)
+        longest = {**point, "epochs": record.spec.most_epochs} if record.spec.share_epochs else point
+        trial = insert_trial(
+            connection,
+            record,
+            point,
+            origin="grid",
+            is_default=first is None and configuration == is_default,
+            duplicate_of=first,
+            run=trained.get(space.configuration_digest(record.settings(longest))),
+            epoch=point["epochs"] if record.spec.share_epochs else None,
+        )
         trained.setdefault(configuration, trial)
 
 
@@ -161,14 +172,21 @@ def insert_trial(
     searched: bool = True,
     is_default: bool = False,
     duplicate_of: int | None = None,
+    run: int | None = None,
+    epoch: int | None = None,
 ) -> int:
-    """A waiting trial with one unit for each fold (none if it repeats another trial); its id."""
+    """A waiting trial with one unit for each fold; its id.
+
+    It has none if it repeats another trial, or if the run of another answers for it, up to its epoch.
+    """
     settings = record.settings(params)
     trial_id = connection.execute(
         text(
             "INSERT INTO trial (study, searched, is_default, in_space, origin, params, settings, configuration, "
-            "duplicate_of) VALUES (:study, :searched, :is_default, :in_space, :origin, :params, :settings, "
-            ":configuration, :duplicate_of) RETURNING id"
+            "duplicate_of, run, epoch) VALUES (:study, :searched, :is_default, :in_space, :origin, :params, :settings, "
+            ":configuration, :duplicate_of, "
+            "coalesce(:run, (SELECT coalesce(o.run, o.id) FROM trial o WHERE o.id = :duplicate_of)), :epoch) "
+            "RETURNING id"
         ),
         {
             "study": record.id,
@@ -180,9 +198,11 @@ def insert_trial(
             "settings": json.dumps(asdict(settings)),
             "configuration": space.configuration_digest(settings),
             "duplicate_of": duplicate_of,
+            "run": run,
+            "epoch": epoch,
         },
     ).scalar_one()
-    if duplicate_of is None:
+    if duplicate_of is None and run is None:
         connection.execute(
             text("INSERT INTO unit (study, trial, repeat, fold) VALUES (:study, :trial, :repeat, :fold)"),
             [

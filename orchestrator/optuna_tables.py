@@ -71,9 +71,18 @@ def start_trial(
 
 
 def end_trial(
-    connection: Connection, study: int, number: int, end: End, attributes: Mapping[str, Any], note: str
+    connection: Connection,
+    study: int,
+    number: int,
+    end: End,
+    chosen: Mapping[str, tuple[float, str]],
+    attributes: Mapping[str, Any],
+    note: str,
 ) -> None:
-    """End a trial that runs, with all that is to be said of it; nothing where it does not run."""
+    """End a trial that runs, with all that is to be said of it; nothing where it does not run.
+
+    chosen: parameters whose values are only known now, as `start_trial` has them.
+    """
     trial = _scalar(
         connection,
         "SELECT trial_id FROM trials WHERE study_id = :study AND number = :number AND state = 'RUNNING' FOR UPDATE",
@@ -82,6 +91,11 @@ def end_trial(
     )
     if trial is None:
         return
+    for name, (value, _) in chosen.items():
+        connection.execute(
+            text("UPDATE trial_params SET param_value = :value WHERE trial_id = :trial AND param_name = :name"),
+            {"value": value, "trial": trial, "name": name},
+        )
     _upsert(connection, "trial_user_attributes", "trial_id", trial, attributes)
     _upsert(connection, "trial_system_attributes", "trial_id", trial, end.marks)
     if end.reports:

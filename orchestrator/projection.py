@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 import foldtune
-from orchestrator import history, objective, queries, study, words
+from orchestrator import history, objective, queries, space, study, words
 from orchestrator.contract import digest
 from orchestrator.database.engine import readable_errors, transaction
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord, key_of, trial_of
@@ -113,15 +113,16 @@ def _drop_orphans(engine: Engine, record: StudyRecord, shown: Any, running: Mapp
 def _tell_ended(engine: Engine, shown: Any, record: StudyRecord, most: int | None) -> None:
     with transaction(engine) as connection:
         untold = queries.untold_trials(connection, record.id, most)
-        trained = [trial.duplicate_of or trial.id for trial in untold]
-        results = history.by_trial(queries.fold_results(connection, record.id, trained)) if untold else {}
+        ids = [trial.id for trial in untold]
+        results = history.by_trial(queries.fold_results(connection, record.id, ids)) if untold else {}
         evidence = {trial.id: _evidence(connection, trial) for trial in untold}
     for trial in untold:
         if trial.number is not None:
-            folds = results.get(trial.duplicate_of or trial.id, [])
+            folds = results.get(trial.id, [])
             note = words.trial_note(record, trial, folds, evidence[trial.id])
             past = history.past(record, trial.params, trial.state, trial.value, folds)
-            study.show_end(shown, trial.number, past, _attributes(record, folds), note)
+            chosen = {} if trial.epoch is None else space.internal(record.spec.space, {"epochs": trial.epoch})
+            study.show_end(shown, trial.number, past, _attributes(record, folds), note, chosen=chosen)
         _remember(engine, trial.id, trial.generation, "told = true")
 
 

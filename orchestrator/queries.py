@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from orchestrator.errors import USAGE, FoldtuneError
 from orchestrator.hyperparameters import did_you_mean
+from orchestrator.objective import Tallies
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord
 
 
@@ -122,17 +124,37 @@ def counts(connection: Connection, study_id: int) -> dict[tuple[str, bool], int]
 
 
 def fold_results(connection: Connection, study_id: int, trial_ids: Sequence[int] | None = None) -> list[FoldResult]:
-    """The last epoch of every finished unit, in the order of (trial, repeat, fold)."""
+    """Of each trial the finished folds, at the epoch that counts, in the order of (trial, repeat, fold).
+
+    A trial that another one's run answers for has that one's folds.
+    """
     rows = connection.execute(
         text(
-            "SELECT u.trial, u.repeat, u.fold, r.epoch, r.tallies FROM unit u "
-            "JOIN LATERAL (SELECT epoch, tallies FROM result WHERE unit = u.id ORDER BY epoch DESC LIMIT 1) r ON true "
-            "WHERE u.study = :study AND u.state = 'done' AND (:every OR u.trial = ANY(:trials)) "
-            "ORDER BY u.trial, u.repeat, u.fold"
+            "SELECT t.id AS trial, u.repeat, u.fold, r.epoch, r.tallies "
+            "FROM trial t JOIN unit u ON u.trial = coalesce(t.run, t.id) "
+            "JOIN LATERAL (SELECT epoch, tallies FROM result WHERE unit = u.id AND epoch <= coalesce(t.epoch, epoch) "
+            "ORDER BY epoch DESC LIMIT 1) r ON true "
+            "WHERE t.study = :study AND u.state = 'done' AND (:every OR t.id = ANY(:trials)) "
+            "ORDER BY t.id, u.repeat, u.fold"
         ),
         {"study": study_id, "every": trial_ids is None, "trials": list(trial_ids or [])},
     )
     return [FoldResult(**row) for row in rows.mappings()]
+
+
+def finished_epochs(connection: Connection, trial_ids: Sequence[int]) -> dict[int, list[dict[int, Tallies]]]:
+    """trial that trained -> of each finished fold: epoch -> tallies."""
+    rows = connection.execute(
+        text(
+            "SELECT u.trial, u.id, r.epoch, r.tallies FROM unit u JOIN result r ON r.unit = u.id "
+            "WHERE u.trial = ANY(:trials) AND u.state = 'done' ORDER BY u.trial, u.repeat, u.fold, r.epoch"
+        ),
+        {"trials": list(trial_ids)},
+    ).all()
+    found: dict[int, list[dict[int, Tallies]]] = {}
+    for (trial, _), fold in itertools.groupby(rows, key=lambda row: (row.trial, row.id)):
+        found.setdefault(trial, []).append({row.epoch: row.tallies for row in fold})
+    return found
 
 
 def identity(connection: Connection) -> str:

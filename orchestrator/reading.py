@@ -31,9 +31,8 @@ class View:
     elapsed: float  # seconds since the launch, on the database's clock
 
     def trial_results(self, trial: TrialRecord) -> list[FoldResult]:
-        """The finished folds of a trial, or of the trial it repeats."""
-        wanted = trial.duplicate_of or trial.id
-        return [result for result in self.results if result.trial == wanted]
+        """The finished folds of a trial."""
+        return [result for result in self.results if result.trial == trial.id]
 
     @property
     def best(self) -> TrialRecord | None:
@@ -100,8 +99,8 @@ def describe(seen: View, trial: TrialRecord) -> dict[str, Any]:
         "value": trial.value,
         "direction": "maximize" if seen.record.spec.maximize else "minimize",
         "objective": seen.record.spec.objective,
-        "params": dict(trial.params),
-        "settings": dataclasses.asdict(trial.settings),
+        "params": dict(trial.shown),
+        "settings": dataclasses.asdict(trial.settings) | ({"epochs": trial.epoch} if trial.epoch is not None else {}),
         "folds": [
             {
                 "repeat": result.repeat,

@@ -5,7 +5,7 @@ Everything here runs under the study's row lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, text
 
@@ -15,17 +15,18 @@ from orchestrator.records import StudyRecord
 
 def reconcile(connection: Connection, record: StudyRecord) -> None:
     """Derive what the tables imply, and write it. Run by whoever wants work; any crash heals here."""
-    _release_expired(connection, record)
-    settle(connection, record)
+    settle(connection, record, judged=_release_expired(connection, record))
 
 
-def _release_expired(connection: Connection, record: StudyRecord) -> None:
-    """Units of vanished workers wait again. One that makes every worker vanish is charged, or it would never end.
+def _release_expired(connection: Connection, record: StudyRecord) -> list[int]:
+    """Units of vanished workers wait again; their trials, of which nobody may have judged the last result.
+
+    One that makes every worker vanish is charged, or it would never end.
 
     One whose last epoch was accepted is done: its worker only did not come to say so. Where the server itself was
     down, nobody could renew: the owners have a few seconds to come back first, unless it goes down again and again.
     """
-    connection.execute(
+    released = connection.execute(
         text(
             "WITH late AS (SELECT u.id, u.lease_epoch, "
             "CAST(u.vanished + 1 >= :patience AS integer) AS charged, "
@@ -43,7 +44,7 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
             "vanished = vanished + 1, worker = NULL, expires_at = NULL, "
             "reason = CASE WHEN l.done THEN '' ELSE 'its worker vanished' END, "
             "ended_at = CASE WHEN l.done OR charges + l.charged >= :most THEN now() END "
-            "FROM late l WHERE unit.id = l.id"
+            "FROM late l WHERE unit.id = l.id RETURNING unit.trial"
         ),
         {
             "study": record.id,
@@ -52,10 +53,15 @@ def _release_expired(connection: Connection, record: StudyRecord) -> None:
             "return": lifecycle.RETURN_SECONDS,
         },
     )
+    return [int(trial) for trial in released.scalars()]
 
 
-def settle(connection: Connection, record: StudyRecord) -> None:
-    """Close every trial whose units or whose rivals decide it, and the study when nothing is left to do."""
+def settle(connection: Connection, record: StudyRecord, *, judged: Sequence[int] | None = None) -> None:
+    """Close every trial whose units or whose rivals decide it, and the study when nothing is left to do.
+
+    judged: the open trials that have new results, for racing to look at. All of them where a trial closes here, which
+    may be the one to beat from now on, and with None.
+    """
     spent = budget.hours_spent(connection, record)
     if record.state == "open" and spent:
         # Trials that cannot get all their folds end here, planned ones too; what runs may end its epoch.
@@ -70,8 +76,14 @@ def settle(connection: Connection, record: StudyRecord) -> None:
     ends = [(trial_id, state) for trial_id, units in rows if (state := lifecycle.trial_end(units)) is not None]
     for trial_id, state in ends:
         _close(connection, record, trial_id, state)
-    stopped = rungs.verdicts(connection, record)  # after the trials that are complete, which may be the ones to beat
+    if record.spec.share_epochs:
+        _close_members(connection, record)
+    # after the trials that are complete, which may be the ones to beat
+    stopped = rungs.verdicts(connection, record, None if ends else judged)
+    _choose_epochs(connection, record, list(stopped))
     _stop(connection, stopped)
+    if stopped and record.spec.share_epochs:
+        _close_members(connection, record)
     _close_duplicates(connection, record)
     _end_attempts(connection, record)
     if ends or stopped:
@@ -82,6 +94,7 @@ def settle(connection: Connection, record: StudyRecord) -> None:
 def _close(connection: Connection, record: StudyRecord, trial_id: int, state: str) -> None:
     value, reason = None, ""
     if state == "complete":
+        _choose_epochs(connection, record, [trial_id])
         results = queries.fold_results(connection, record.id, [trial_id])
         value = objective.value(record.spec.objective, (result.tallies for result in results))
         if value is None:
@@ -94,6 +107,44 @@ def _close(connection: Connection, record: StudyRecord, trial_id: int, state: st
             state=state,
         )
     _end_trial(connection, trial_id, state, value, reason or "")
+
+
+def _choose_epochs(connection: Connection, record: StudyRecord, trials: Sequence[int]) -> None:
+    """Under `share_epochs`: the epoch that is best over what these have finished is theirs from now on.
+
+    A point of a grid has its own, and so has the default configuration.
+    """
+    if not record.spec.share_epochs:
+        return
+    for trial, epoch in rungs.best_epochs(connection, record, trials).items():
+        query = "UPDATE trial SET epoch = :epoch WHERE id = :trial AND epoch IS NULL AND searched"
+        connection.execute(text(query), {"epoch": epoch, "trial": trial})
+
+
+def _close_members(connection: Connection, record: StudyRecord) -> None:
+    """Points of a grid for which the run of another one answers: open while it is, and ended when it ends."""
+    connection.execute(
+        text(
+            "UPDATE trial m SET state = 'running', opened_at = now() FROM trial r WHERE m.study = :study "
+            "AND m.run = r.id AND m.duplicate_of IS NULL AND m.state = 'waiting' AND r.state <> 'waiting'"
+        ),
+        {"study": record.id},
+    )
+    rows = connection.execute(
+        text(
+            "SELECT m.id, CAST(r.state AS text) AS state, r.reason FROM trial m JOIN trial r ON r.id = m.run "
+            "WHERE m.study = :study AND m.duplicate_of IS NULL AND m.state = 'running' "
+            "AND r.state NOT IN ('waiting', 'running') ORDER BY m.id"
+        ),
+        {"study": record.id},
+    ).all()
+    for row in rows:
+        if row.state == "complete":
+            _close(connection, record, row.id, "complete")
+        else:
+            _end_trial(
+                connection, row.id, row.state, None, f"its run of {record.spec.most_epochs} epochs: {row.reason}"
+            )
 
 
 def _stop(connection: Connection, stopped: Mapping[int, str]) -> None:
@@ -153,7 +204,7 @@ def _close_duplicates(connection: Connection, record: StudyRecord) -> None:
     """A suggestion that repeats a trial gets that trial's end, without training."""
     connection.execute(
         text(
-            "UPDATE trial d SET state = o.state, value = o.value, closed_at = now(), "
+            "UPDATE trial d SET state = o.state, value = o.value, epoch = o.epoch, closed_at = now(), "
             "opened_at = coalesce(d.opened_at, now()), reason = 'same configuration as trial ' || "
             "coalesce(CAST(o.number AS text), 'default') FROM trial o "
             "WHERE d.study = :study AND d.duplicate_of = o.id AND d.state IN ('waiting', 'running') "

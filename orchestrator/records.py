@@ -88,6 +88,8 @@ class TrialRecord:
     value: float | None
     reason: str
     duplicate_of: int | None
+    run: int | None  # the trial whose folds are its results; None: its own
+    epoch: int | None  # of these the epoch that counts; None: the last
     generation: int
     told: bool
 
@@ -102,6 +104,16 @@ class TrialRecord:
         return key_of(self.id, self.generation)
 
     @property
+    def trained(self) -> int:
+        """The trial whose folds are its results."""
+        return self.run or self.id
+
+    @property
+    def shown(self) -> Mapping[str, Any]:
+        """Its hyperparameters, with the epoch that was chosen for it."""
+        return self.params if self.epoch is None else {**self.params, "epochs": self.epoch}
+
+    @property
     def name(self) -> str:
         """What people call it: its number in Optuna, or "default"."""
         return "default" if self.is_default else str(self.number)
@@ -109,7 +121,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldResult:
-    """What one unit reported at its last epoch."""
+    """What one unit reported at the epoch that counts for a trial."""
 
     trial: int
     repeat: int

@@ -10,9 +10,9 @@ from orchestrator.records import TrialRecord
 def kept(trials: Sequence[TrialRecord], *, keep: int, maximize: bool) -> frozenset[int]:
     """Ids of the closed trials whose adapters stay: the best `keep` complete ones, and the default configuration's.
 
-    A trial that repeats another was not trained and has nothing to keep. Of equals the earlier stays.
+    A trial that repeats another has nothing of its own to keep. Of equals the earlier stays.
     """
     sign = -1 if maximize else 1
-    complete = [(sign * t.value, t.id) for t in trials if t.value is not None and t.duplicate_of is None]
-    best = [trial for _, trial in sorted(complete)[:keep]]
-    return frozenset([*best, *(t.duplicate_of or t.id for t in trials if t.is_default)])
+    complete = [(sign * t.value, t.id, t.trained) for t in trials if t.value is not None and t.duplicate_of is None]
+    best = [trained for _, _, trained in sorted(complete)[:keep]]
+    return frozenset([*best, *(t.trained for t in trials if t.is_default)])

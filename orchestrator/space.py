@@ -236,6 +236,14 @@ def default_params(space: Space) -> tuple[dict[str, Any], bool]:
     return params, all(params[name] in entry for name, entry in space.items())
 
 
+def internal(space: Space, params: Params) -> dict[str, tuple[float, str]]:
+    """name -> (value as Optuna stores it, its distribution as JSON), of those that are searched."""
+    from optuna.distributions import distribution_to_json
+
+    found = {name: entry.distribution() for name, entry in space.items() if name in params}
+    return {name: (each.to_internal_repr(params[name]), distribution_to_json(each)) for name, each in found.items()}
+
+
 def distributions(space: Space) -> dict[str, BaseDistribution]:
     """Optuna's distributions, numbers as numbers."""
     return {name: entry.distribution() for name, entry in space.items()}

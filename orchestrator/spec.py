@@ -145,6 +145,11 @@ class StudySpec(_Section):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="decides suggestions, initial weights, data order, dropout")
     training: dict[str, Any] = Field(default_factory=dict, description="every hyperparameter that is not searched")
     search: Search
+    share_epochs: bool = Field(
+        False,
+        description="train every trial for the most epochs of search.space once and read all fewer ones off that run; "
+        "needs lr_schedule constant and a warm-up counted in steps",
+    )
     racing: Racing = Racing()
     budget: Budget = Budget()
     artifacts: Artifacts = Artifacts()
@@ -177,6 +182,18 @@ class StudySpec(_Section):
     def space(self) -> dict[str, space.Entry]:
         """The searched hyperparameters, parsed."""
         return {name: space.entry_from_json(name, raw) for name, raw in self.search.space.items()}
+
+    @property
+    def most_epochs(self) -> int:
+        """Of a study that shares epochs: what its runs train."""
+        return int(max(self.space["epochs"].points()))
+
+    @property
+    def proposed(self) -> Mapping[str, Any]:
+        """The space that the sampler is asked about, as JSON: shared epochs are nothing that it could choose."""
+        if not self.share_epochs:
+            return self.search.space
+        return {**self.search.space, "epochs": {"choices": [self.most_epochs]}}
 
     @property
     def maximize(self) -> bool:

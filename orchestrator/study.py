@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
@@ -311,21 +311,25 @@ def show_start(
     shown: optuna.Study, key: str, params: Mapping[str, Any], entries: space.Space, attributes: Mapping[str, Any]
 ) -> int:
     """The number of a new Optuna trial for `key`, RUNNING."""
-    values = {
-        name: (each.to_internal_repr(params[name]), distribution_to_json(each))
-        for name, each in space.distributions(entries).items()
-        if name in params
-    }
+    values = space.internal(entries, params)
     with tables(shown) as connection:
         return optuna_tables.start_trial(connection, shown._study_id, values, {KEY: key, **attributes})
 
 
-def show_end(shown: optuna.Study, number: int, past: Past, attributes: Mapping[str, Any], note: str) -> None:
-    """Tell Optuna how a trial ended, all at once, unless it knows already."""
+def show_end(
+    shown: optuna.Study,
+    number: int,
+    past: Past,
+    attributes: Mapping[str, Any],
+    note: str,
+    *,
+    chosen: Mapping[str, tuple[float, str]],
+) -> None:
+    """Tell Optuna how a trial ended, all at once, unless it knows already. chosen: as of `space.internal`."""
     end = end_of(past)
     if end is not None:
         with tables(shown) as connection:
-            optuna_tables.end_trial(connection, shown._study_id, number, end, attributes, note)
+            optuna_tables.end_trial(connection, shown._study_id, number, end, chosen, attributes, note)
 
 
 def save_note(shown: optuna.Study, note: str) -> None:

@@ -19,7 +19,6 @@ from orchestrator.errors import BadInput, Problem
 from orchestrator.spec import Budget, StudySpec
 
 LATER = {
-    "share_epochs": "training",
     "nested": "statistics",
     "augmentation": "augmentation",
 }
@@ -101,6 +100,7 @@ def smoke(loaded: LoadedStudy) -> LoadedStudy:
             "training": training,
             "search": spec.search.model_copy(update={"space": searched}),
             "cross_validation": spec.cross_validation.model_copy(update={"folds": 2, "repeats": 1}),
+            "share_epochs": False,
             "racing": spec.racing.model_copy(update={"first_folds": 1}),
             "data": spec.data.model_copy(update={"limit": limit}),
             "budget": Budget(trials=1, hours=spec.budget.hours),

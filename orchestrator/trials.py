@@ -160,7 +160,7 @@ def _draw(engine: Engine, record: StudyRecord) -> Suggested | None:
         return None
     question = study.Question(
         sampler=sampler,
-        space=record.spec.search.space,
+        space=record.spec.proposed,
         maximize=record.spec.maximize,
         trials=record.trials_total,
         seed=0,
@@ -191,7 +191,7 @@ def _insert(connection: Connection, record: StudyRecord, suggested: Suggested) -
     insert_trial(connection, record, suggested.params, origin=suggested.origin, duplicate_of=suggested.duplicate)
     connection.execute(text("UPDATE study SET suggestions = suggestions + 1 WHERE id = :id"), {"id": record.id})
     if suggested.duplicate is not None:  # it brings no unit
-        settle(connection, record)
+        settle(connection, record, judged=())
 
 
 def _capable_workers(connection: Connection, record: StudyRecord) -> int:
@@ -241,11 +241,11 @@ def _race(engine: Engine, lease: Lease) -> None:
     with transaction(engine) as connection:
         record = queries.study_by_id(connection, lease.study)
         # most epochs stop nobody, and need no lock; others than this one were judged when their own results came
-        if record is None or not rungs.verdicts(connection, record, only=lease.trial):
+        if record is None or not rungs.verdicts(connection, record, [lease.trial]):
             return
     with contextlib.suppress(queries.NoStudy):
         with transaction(engine) as connection:
-            settle(connection, queries.lock_study(connection, lease.study))
+            settle(connection, queries.lock_study(connection, lease.study), judged=[lease.trial])
         projection.project(engine, record.name, wait=False)
 
 
@@ -302,7 +302,7 @@ def finish(engine: Engine, name: str, lease: Lease, ended: UnitEnded, stored: St
             leases.release(connection, lease, lifecycle.Cause.RELEASED, "the result of its last epoch never arrived")
         elif not _recorded(connection, lease, ended):
             _end_unit(connection, lease, ended)
-            settle(connection, record)
+            settle(connection, record, judged=[lease.trial])
     projection.project(engine, name, wait=False)
 
 

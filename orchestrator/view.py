@@ -94,14 +94,14 @@ def _most_telling(seen: View) -> list[TrialRecord]:
 
 
 def _trial_row(seen: View, trial: TrialRecord) -> list[RenderableType]:
-    units = seen.units.get(trial.duplicate_of or trial.id, {})
+    units = seen.units.get(trial.trained, {})
     done, leased, total = units.get("done", 0), units.get("leased", 0), sum(units.values())
     dots = "●" * done + "◐" * leased + "○" * (total - done - leased)
     epochs = sum(result.epoch for result in seen.trial_results(trial))
     value = words.number(trial.value) if trial.value is not None else _so_far(seen, trial)
     label = "default" if trial.is_default else ("–" if trial.number is None else str(trial.number))
     cells: list[RenderableType] = [label, Text(trial.state, style=STYLES[trial.state]), dots, str(epochs), value]
-    return cells + [escape(short(trial.params.get(name))) for name in seen.record.spec.search.space]
+    return cells + [escape(short(trial.shown.get(name))) for name in seen.record.spec.search.space]
 
 
 def _so_far(seen: View, trial: TrialRecord) -> str:

@@ -40,20 +40,23 @@ def first_rung_unit(connection: Connection, record: StudyRecord) -> int | None:
     """
     pace = queries.scalar(
         connection,
-        "SELECT min(t.id) FROM trial t WHERE t.study = :study AND t.state = 'running' AND t.duplicate_of IS NULL "
+        "SELECT min(t.id) FROM trial t WHERE t.study = :study AND t.state = 'running' AND t.run IS NULL "
         "AND NOT EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0) "
         "AND NOT EXISTS (SELECT 1 FROM trial WHERE study = :study AND state = 'complete')",
         study=record.id,
     )
+    query = "SELECT coalesce(run, id) FROM trial WHERE study = :study AND is_default"
+    default = queries.scalar(connection, query, study=record.id)
     found = queries.scalar(
         connection,
         "SELECT u.id FROM unit u JOIN trial t ON t.id = u.trial "
         "WHERE u.study = :study AND u.state = 'waiting' AND t.state IN ('running', 'waiting') "
         "AND NOT EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0) "
-        "AND (t.is_default OR NOT t.searched OR t.id = :pace OR u.repeat * :folds + u.fold < :first) "
-        "ORDER BY t.searched AND NOT t.is_default, t.id <> :pace, t.state <> 'running', t.id, u.repeat, u.fold LIMIT 1",
+        "AND (t.id = :default OR NOT t.searched OR t.id = :pace OR u.repeat * :folds + u.fold < :first) "
+        "ORDER BY t.searched AND t.id <> :default, t.id <> :pace, t.state <> 'running', t.id, u.repeat, u.fold LIMIT 1",
         study=record.id,
         pace=-1 if pace is None else pace,
+        default=-1 if default is None else default,
         folds=record.plan.folds,
         first=record.spec.racing.first_folds,
     )

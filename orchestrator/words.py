@@ -67,7 +67,7 @@ def study_note_of(
 def _findings(record: StudyRecord, best: TrialRecord | None, default: TrialRecord | None) -> list[str]:
     if best is None or best.value is None:
         return []
-    lines = ["", f"**Best.** Trial {best.name}: {number(best.value)} with {assignment(best.params)}."]
+    lines = ["", f"**Best.** Trial {best.name}: {number(best.value)} with {assignment(best.shown)}."]
     if default is not None and default.value is not None:
         lines.append(f"The default configuration reaches {number(default.value)}.")
     if record.floor and record.spec.objective in record.floor:
@@ -82,9 +82,12 @@ def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResu
     """
     origin = {"default": "The default configuration", "grid": "A point of the grid", "random": "Drawn at random"}
     opening = origin.get(trial.origin, "Proposed by the sampler's model")
-    lines = [f"{opening}: {assignment(trial.params)}."]
+    lines = [f"{opening}: {assignment(trial.shown)}."]
     if trial.duplicate_of is not None:
         lines.append("The same configuration had been trained before; its result was taken.")
+    if trial.epoch is not None:
+        run = f"One run of {record.spec.most_epochs} epochs answered for all fewer ones"
+        lines.append(f"{run}; of this trial epoch {trial.epoch} counts, for every fold.")
     if trial.value is not None:
         lines.append(f"**{record.spec.objective} {number(trial.value)}** over {len(folds)} folds.")
     else:

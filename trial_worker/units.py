@@ -81,5 +81,6 @@ def work(held: Held, scratch: str) -> TrainUnit:
         seconds_left=lease.seconds_left,
         scratch=scratch,
         resume=held.checkpoint if held.checkpoint is not None and held.checkpoint.kind == "resume" else None,
+        all_logits=record.spec.share_epochs,
         most_rows=held.most_rows,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.sampler_replay.table import Configuration, Place
-from orchestrator import prepare, space, study_file
+from orchestrator import epochs, prepare, space, study_file
 from orchestrator.contract import OpenStudy, Settings, TrainUnit, derive_seed
 from orchestrator.prepare import Prepared
 
@@ -64,8 +64,8 @@ def points(entries: space.Space, fixed: Mapping[str, Any], pooling: str) -> Poin
 
 
 def _family(settings: Settings) -> str:
-    """Equal for configurations of which the longest shows all others: its rate at a step must not know the total."""
-    shares = settings.lr_schedule == "constant" and settings.warmup_ratio == 0
+    """Equal for configurations of which the longest shows all others."""
+    shares = epochs.shareable(settings)
     return space.configuration_digest(replace(settings, epochs=1) if shares else settings) + ("+" if shares else "")
 
 

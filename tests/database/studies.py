@@ -27,7 +27,7 @@ search:
   space:
     learning_rate: {rates}
     batch_size: [4, 8]
-budget: {budget}
+{also}budget: {budget}
 {more}
 """
 GRID = "[1e-3, 1e-2]"
@@ -43,11 +43,12 @@ def write(
     folds: int = 2,
     budget: str = "{}",
     texts: int = 12,
+    also: str = "",
     more: str = "",
 ) -> Path:
     """A study file with its data and a model folder that has the right files and no content.
 
-    more: further keys; without `racing` among them every trial gets all folds.
+    also: a further line of the search space. more: further keys; without `racing` among them all trials get all folds.
     """
     model = folder / "model"
     model.mkdir(exist_ok=True)
@@ -56,7 +57,8 @@ def write(
     rows = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(texts)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = folder / f"{name}.yaml"
-    text = STUDY.format(name=name, sampler=sampler, rates=rates, folds=folds, budget=budget, more=more)
+    also = also and f"    {also}\n"
+    text = STUDY.format(name=name, sampler=sampler, rates=rates, folds=folds, budget=budget, also=also, more=more)
     if "racing:" not in more:
         text += "racing: {rule: none}\n"
     path.write_text(text, encoding="utf-8")

@@ -24,7 +24,7 @@ def shown(engine: Engine) -> optuna.Study:
 
 def ended(shown: optuna.Study, past: Past, attributes: dict[str, Any] | None = None, note: str = "") -> Any:
     number = study.show_start(shown, "7.0", past.params, ENTRIES, {"origin": "grid"})
-    study.show_end(shown, number, past, attributes or {}, note)
+    study.show_end(shown, number, past, attributes or {}, note, chosen={})
     return optuna.load_study(study_name="s", storage=shown._storage).trials[number]
 
 
@@ -76,7 +76,7 @@ def test_a_report_that_is_not_a_number_is_one_for_optuna_too(shown: optuna.Study
 
 def test_what_has_ended_is_left_as_it_is(shown: optuna.Study) -> None:
     trial = ended(shown, Past(params={"epochs": 2}, state="complete", value=0.5), note="first")
-    study.show_end(shown, trial.number, Past(params={}, state="failed"), {"accuracy": 1.0}, "second")
+    study.show_end(shown, trial.number, Past(params={}, state="failed"), {"accuracy": 1.0}, "second", chosen={})
     again = shown.trials[trial.number]
     assert (again.state.name, again.value, again.user_attrs) == ("COMPLETE", 0.5, trial.user_attrs)
     assert body(shown, trial) == "first"

@@ -24,6 +24,7 @@ OTHER = {
     "target_modules": ("query",),
     "weight_decay": 5.0,
     "warmup_ratio": 0.9,
+    "warmup_steps": 7,
     "lr_schedule": "constant",
     "max_grad_norm": 1e-3,
     "max_length": 4,

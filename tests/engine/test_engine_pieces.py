@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from orchestrator.contract import ModelPin
+from orchestrator.contract import ModelPin, Settings
 from trial_worker.engine.base import locate
 from trial_worker.engine.batches import effective_batches, epoch_order, split_by_length, steps_per_epoch
 from trial_worker.engine.dropout import mask, row_keys, salt
@@ -60,22 +60,24 @@ def test_the_last_smaller_batch_makes_its_own_step() -> None:
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.3, 1.0])
-def test_schedules_equal_transformers(name: str, ratio: float) -> None:
-    steps = 37
+@pytest.mark.parametrize(
+    ("ratio", "given"), [(0.0, 0), (0.05, 0), (0.3, 0), (1.0, 0), (0.05, 9), (0.0, 36), (0.0, 100)]
+)
+def test_schedules_equal_transformers(name: str, ratio: float, given: int) -> None:
+    steps, settings = 37, Settings(lr_schedule=name, warmup_ratio=ratio, warmup_steps=given)
     theirs = "constant_with_warmup" if name == "constant" else name
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    warmup = -int(-steps * ratio // 1)
+    warmup = given or -int(-steps * ratio // 1)
     scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     for step in range(steps):
-        assert schedule_factor(name, step, steps, ratio) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        assert schedule_factor(settings, step, steps) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         scheduler.step()
 
 
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="wave"):
-        schedule_factor("wave", 1, 2, 0.0)
+        schedule_factor(Settings(lr_schedule="wave"), 1, 2)
 
 
 @pytest.mark.parametrize(

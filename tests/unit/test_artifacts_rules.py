@@ -33,13 +33,15 @@ def trial(id: int, value: float | None = None, **more: Any) -> TrialRecord:
         "value": value,
         "reason": "",
         "duplicate_of": None,
+        "run": None,
+        "epoch": None,
         "generation": 0,
         "told": True,
     }
     return TrialRecord(**{**values, **more})
 
 
-TRIALS = [trial(1, 0.5, is_default=True), trial(2, 0.3), trial(3, 0.1), trial(4, 0.1, duplicate_of=3), trial(5)]
+TRIALS = [trial(1, 0.5, is_default=True), trial(2, 0.3), trial(3, 0.1), trial(4, 0.1, duplicate_of=3, run=3), trial(5)]
 
 
 @pytest.mark.parametrize(

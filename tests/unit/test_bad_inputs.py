@@ -85,7 +85,36 @@ STUDY_YAML = {
     "8 unknown key": Bad(study(training="{epocs: 3}"), r"unknown hyperparameter 'epocs'\n  help: did you mean 'epochs'\?"),
     "8 unknown top key": Bad(study(buget="{trials: 3}"), r":7:1: unknown key 'buget'\n  help: did you mean 'budget'\?"),
     "8 unknown inner key": Bad(study(data="{path: rows.jsonl, txt: a}"), r":4:26: unknown key 'data.txt'\n.*'text'\?"),
-    "8 key without effect yet": Bad(study(share_epochs="true"), r"'share_epochs' .* not supported in this version"),
+    "8 key without effect yet": Bad(study(nested="true"), r"'nested' .* not supported in this version"),
+    "share_epochs with a schedule that decays": Bad(
+        study(share_epochs="true", search="{sampler: random, space: {epochs: [1, 2]}}"),
+        r":7:1: 'share_epochs' needs a learning rate that does not depend on the number of epochs "
+        r"— got lr_schedule linear, warmup_ratio 0.05\n  help: write training: \{lr_schedule: constant, warmup_ratio: 0\}",
+    ),
+    "share_epochs with a warm-up that is a share": Bad(
+        study(
+            share_epochs="true",
+            search="{sampler: random, space: {epochs: [1, 2]}}",
+            training="{lr_schedule: constant}",
+        ),
+        r"'share_epochs' needs .* — got warmup_ratio 0.05\n",
+    ),
+    "share_epochs with schedules to choose from": Bad(
+        study(
+            share_epochs="true",
+            search="{sampler: random, space: {epochs: [1, 2], lr_schedule: [constant, cosine]}}",
+            training="{warmup_steps: 3}",
+        ),
+        r"'share_epochs' needs .* — got lr_schedule cosine\n",
+    ),
+    "share_epochs without epochs": Bad(
+        study(share_epochs="true", training="{lr_schedule: constant, warmup_ratio: 0}"),
+        r":7:1: 'share_epochs' needs epochs in search.space",
+    ),
+    "share_epochs no boolean": Bad(study(share_epochs="3"), r"'share_epochs' must be true or false — got 3"),
+    "two warm-ups": Bad(
+        study(training="{warmup_ratio: 0.1, warmup_steps: 3}"), r":7:12: 'warmup_ratio' has no effect beside warmup_steps"
+    ),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
     "racing without a rule": Bad(
         study(racing="{rule: none, first_folds: 2, hopeless: true}"), r":7:22: 'racing.first_folds' has no effect with rule none"

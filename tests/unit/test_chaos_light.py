@@ -75,6 +75,7 @@ def test_it_learns_and_repeats_bit_for_bit() -> None:
         {"weight_decay": 0.5},
         {"lr_schedule": "cosine"},
         {"warmup_ratio": 0.5},
+        {"warmup_steps": 5},
         {"max_grad_norm": 0.1},
     ],
 )

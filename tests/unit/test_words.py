@@ -47,6 +47,8 @@ def trial(number: int, value: float | None = None, **more: Any) -> TrialRecord:
         "value": value,
         "reason": "",
         "duplicate_of": None,
+        "run": None,
+        "epoch": None,
         "generation": 0,
         "told": False,
     }

@@ -58,13 +58,13 @@ def gradient_norms(memory: Memory, slots: list[int]) -> list[float]:
     return torch.stack([torch.linalg.vector_norm(memory.gradients[slot]) for slot in slots]).tolist()
 
 
-def schedule_factor(schedule: str, step: int, steps: int, warmup_ratio: float) -> float:
+def schedule_factor(settings: Settings, step: int, steps: int) -> float:
     """What the peak learning rate is multiplied by at `step` (0-based) of `steps`; as in transformers.
 
     Raises:
-        ValueError: schedule is not constant, linear or cosine.
+        ValueError: lr_schedule is not constant, linear or cosine.
     """
-    warmup = math.ceil(steps * warmup_ratio)
+    schedule, warmup = settings.lr_schedule, settings.warmup_steps or math.ceil(steps * settings.warmup_ratio)
     if step < warmup:
         return step / max(1, warmup)
     done = (step - warmup) / max(1, steps - warmup)

@@ -147,7 +147,7 @@ class Slot:
             raise UnitStopped(Outcome.DIVERGED, f"gradient norm {norm} at step {number}")
         settings, memory = self.settings, self._network.memory
         steps = self.epoch_steps * settings.epochs
-        factor = optimizer.schedule_factor(settings.lr_schedule, self.at.step, steps, settings.warmup_ratio)
+        factor = optimizer.schedule_factor(settings, self.at.step, steps)
         optimizer.clip(memory, self.place, norm, settings.max_grad_norm)
         optimizer.step(memory, self.place, settings, settings.learning_rate * factor)
         self.at.step = number
@@ -184,7 +184,7 @@ class Slot:
             train_loss=train_loss,
             seconds=seconds,
             tallies=self._task.tallies(validation, scores),
-            predictions=pack_predictions(scores, with_logits=self.finished),
+            predictions=pack_predictions(scores, with_logits=self.finished or unit.all_logits),
             checkpoint=self.checkpoint(),
         )
 
