@@ -81,12 +81,13 @@ def _live(shift: Shift, index: int, gate: Any, answers: Any, units: Any) -> None
         statements.watch(engine)
         statements.watch(study.storage(shift.url).engine)
         who, _ = workers.register(engine, [worker.CPU])
+        first = worker.begin(engine, who, shift.name)
         if shift.paced_seconds:
             pace = worker.Pace(unit_seconds=shift.unit_seconds, sleep=time.sleep)
             late = Random(index).uniform(0, shift.unit_seconds)  # so that not all finish at once
-            answers.put(_run(shift, gate, statements, who, pace, shift.paced_seconds, late))
+            answers.put(_run(shift, gate, statements, who, pace, shift.paced_seconds, late, first))
         pace = worker.Pace(unit_seconds=shift.unit_seconds, sleep=None)
-        answers.put(_run(shift, gate, statements, who, pace, shift.flat_seconds, 0.0, units))
+        answers.put(_run(shift, gate, statements, who, pace, shift.flat_seconds, 0.0, first, units))
         workers.leave(engine, who, "done")
     except BaseException as error:
         traceback.print_exc(file=sys.stderr)
@@ -102,11 +103,11 @@ def _run(
     pace: worker.Pace,
     seconds: float,
     late: float,
+    first: float,
     units: Any = None,
 ) -> dict[str, Any]:
-    """One window of one worker. units: trained by all, where their number ends the window."""
-    log = worker.Log(begun=units is not None and shift.paced_seconds > 0)
-    engine, most = connect(shift.url), shift.flat_trials * figures.MINUTE / shift.unit_seconds
+    """One window of one worker. first: seconds of its first take, before the windows. units: trained by all, where their number ends the window."""
+    engine, log, most = connect(shift.url), worker.Log(), shift.flat_trials * figures.MINUTE / shift.unit_seconds
     least, told = figures.MINUTE / shift.unit_seconds, 0
 
     def over() -> bool:
@@ -121,6 +122,7 @@ def _run(
         # a whole trial at least: else a slow study would be judged by the first steps of one
         return units.value >= most or (passed >= seconds and units.value >= least) or passed >= GIVEN_UP_SECONDS
 
+    log.waits["first"].append(first)
     gate.wait(START_SECONDS)
     began, sent, cpu = time.monotonic(), statements.count, time.process_time()
     time.sleep(late)

@@ -25,12 +25,8 @@ TRIES = 50
 
 @dataclass
 class Log:
-    """What the worker waited for, and how much it trained.
+    """What the worker waited for, and how much it trained. first: the take with which its process began."""
 
-    begun: its process has taken a unit before. first: the take with which it began.
-    """
-
-    begun: bool = False
     waits: dict[str, list[float]] = field(
         default_factory=lambda: {"first": [], "take": [], "report": [], "finish": [], "renew": []}
     )
@@ -49,11 +45,17 @@ class Pace:
     sleep: Callable[[float], None] | None
 
 
+def begin(engine: Engine, worker: int, name: str) -> float:
+    """Train one unit: connections are open then, and the past is read. Seconds of the take."""
+    log = Log()
+    work(engine, worker, name, Pace(unit_seconds=1.0, sleep=None), lambda: log.units >= 1, log)
+    return sum(log.waits["take"])
+
+
 def work(engine: Engine, worker: int, name: str, pace: Pace, over: Callable[[], bool], log: Log) -> None:
     """Take, train and finish until `over`; what is held then goes back."""
     while not over():
-        what, log.begun = "take" if log.begun else "first", True
-        taken = _waited(log, what, lambda: trials.take(engine, worker, [name], held=()))
+        taken = _waited(log, "take", lambda: trials.take(engine, worker, [name], held=()))
         if taken is None:
             log.idle += 1
             time.sleep(lifecycle.LOOK_SECONDS)

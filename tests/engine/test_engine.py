@@ -247,6 +247,41 @@ def test_a_row_that_never_fits_makes_the_unit_infeasible(
     assert "one row" in end.reason
 
 
+def test_slots_that_do_not_fit_beside_a_larger_rank_wait_and_are_fewer_from_then_on(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU whose memory has room for four adapters of rank 8 and for one of rank 32."""
+    alone = {rank: numbers(classifier(folders["bert"]), tiny_models.unit(lora_rank=rank)) for rank in (8, 32)}
+    pack = classifier(folders["bert"])
+    pack.slots = 4
+    free = None
+
+    def room(_: object) -> int | None:
+        return free
+
+    monkeypatch.setattr("trial_worker.engine.pack.free_bytes", room)
+    for number in range(3):
+        pack.add(tiny_models.unit(number=number, lora_rank=8))
+    pack.advance()
+    assert pack._network is not None
+    free = int(1.5 * pack._network.slot_bytes(32) / 0.4)
+    pack.add(tiny_models.unit(number=3, lora_rank=32))
+    done: dict[int, list[EpochDone]] = {number: [] for number in range(4)}
+    ends: list[int] = []
+    while len(ends) < 4:
+        for event in pack.advance():
+            if isinstance(event, EpochDone):
+                done[event.unit].append(event)
+                assert event.unit != 3 or sorted(ends) == [0, 1, 2]
+            elif isinstance(event, UnitEnded):
+                assert event.outcome == Outcome.DONE
+                ends.append(event.unit)
+    assert pack.slots == 1
+    for number, epochs in done.items():
+        expected = [tallies["nats"] for _, _, tallies, _ in alone[32 if number == 3 else 8][1:]]
+        assert [epoch.tallies["nats"] for epoch in epochs] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_units_own_bound_on_rows_changes_no_number_and_no_other_unit(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
