@@ -106,7 +106,10 @@ def _run(
     first: float,
     units: Any = None,
 ) -> dict[str, Any]:
-    """One window of one worker. first: seconds of its first take, before the windows. units: trained by all, where their number ends the window."""
+    """One window of one worker.
+
+    first: seconds of its first take, before. units: trained by all, where their number ends the window.
+    """
     engine, log, most = connect(shift.url), worker.Log(), shift.flat_trials * figures.MINUTE / shift.unit_seconds
     least, told = figures.MINUTE / shift.unit_seconds, 0
 
