@@ -76,7 +76,7 @@ def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -
         attempt=row["attempts"],
         settings=build(Settings, trial["settings"]),
         configuration=trial["configuration"],
-        seconds_left=budget.seconds_left(connection, record.id),
+        seconds_left=None if record.spec.budget.hours is None else budget.seconds_left(connection, record.id),
         charges=row["charges"],
     )
 

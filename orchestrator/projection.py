@@ -27,14 +27,14 @@ def project(engine: Engine, name: str, *, wait: bool = True) -> None:
     Without `wait`, leave it to whoever is at it just now, and do a part: one trial's end may have stopped a thousand.
     """
     with transaction(engine) as connection:
-        found = queries.study_id(connection, name)
-        if not _behind(connection, found):
-            return
+        found, behind = _behind(connection, name)
+    if not behind:
+        return
     with readable_errors(engine.url), study.alone(engine.url, found, wait=wait) as mine:
         if not mine:
             return
         with transaction(engine) as connection:
-            if not _behind(connection, found):
+            if not _behind(connection, name)[1]:
                 return
             record = queries.study(connection, name)
         _project(engine, record, None if wait else AT_ONCE)
@@ -61,17 +61,24 @@ def _project(engine: Engine, record: StudyRecord, most: int | None) -> None:
             number = study.show_start(shown, trial.key, trial.params, record.spec.space, {"origin": trial.origin})
         _remember(engine, trial.id, trial.generation, "number = :number", number=number)
     _drop_orphans(engine, record, shown, running)
-    _tell_ended(engine, shown, record, most)
-    _note(engine, shown, record)
+    ended = _tell_ended(engine, shown, record, most)
+    if ended or record.noted is None:
+        _note(engine, shown, record)
 
 
-def _behind(connection: Connection, study_id: int) -> bool:
-    """Whether a trial was opened or closed that Optuna has not heard of. Asked after every step of every worker."""
+def _behind(connection: Connection, name: str) -> tuple[int, bool]:
+    """(the study's id, whether a trial was opened or closed that Optuna has not heard of).
+
+    Asked after every step of every worker. Raises NoStudy.
+    """
     query = (
-        f"SELECT noted IS NULL OR EXISTS (SELECT 1 FROM trial WHERE study = :study AND {queries.UNTOLD}) "  # noqa: S608
-        f"OR EXISTS (SELECT 1 FROM trial WHERE study = :study AND {queries.UNSHOWN}) FROM study WHERE id = :study"
+        f"SELECT s.id, s.noted IS NULL OR EXISTS (SELECT 1 FROM trial WHERE study = s.id AND {queries.UNTOLD}) "  # noqa: S608
+        f"OR EXISTS (SELECT 1 FROM trial WHERE study = s.id AND {queries.UNSHOWN}) FROM study s WHERE s.name = :name"
     )
-    return bool(queries.scalar(connection, query, study=study_id))
+    row = connection.execute(text(query), {"name": name}).one_or_none()
+    if row is None:
+        raise queries.no_study(connection, name)
+    return int(row[0]), bool(row[1])
 
 
 def _forget_lost(engine: Engine, record: StudyRecord, shown: Any) -> None:
@@ -110,7 +117,8 @@ def _drop_orphans(engine: Engine, record: StudyRecord, shown: Any, running: Mapp
             study.drop_orphan(shown, number)
 
 
-def _tell_ended(engine: Engine, shown: Any, record: StudyRecord, most: int | None) -> None:
+def _tell_ended(engine: Engine, shown: Any, record: StudyRecord, most: int | None) -> bool:
+    """Whether there was an end to tell of."""
     with transaction(engine) as connection:
         untold = queries.untold_trials(connection, record.id, most)
         ids = [trial.id for trial in untold]
@@ -124,6 +132,7 @@ def _tell_ended(engine: Engine, shown: Any, record: StudyRecord, most: int | Non
             chosen = {} if trial.epoch is None else space.internal(record.spec.space, {"epochs": trial.epoch})
             study.show_end(shown, trial.number, past, _attributes(record, folds), note, chosen=chosen)
         _remember(engine, trial.id, trial.generation, "told = true")
+    return bool(untold)
 
 
 def _remember(engine: Engine, trial: int, generation: int, what: str, **values: Any) -> None:

@@ -26,20 +26,15 @@ def study(connection: Connection, name: str) -> StudyRecord:
     """
     row = connection.execute(text("SELECT * FROM study WHERE name = :name"), {"name": name}).mappings().one_or_none()
     if row is None:
-        names = study_names(connection)
-        help = did_you_mean(name, names).replace("known keys", "studies") if names else "`foldtune launch` makes one"
-        raise NoStudy(f"no study named {name!r}", help=help, code=USAGE)
+        raise no_study(connection, name)
     return StudyRecord.from_row(dict(row))
 
 
-def study_id(connection: Connection, name: str) -> int:
-    """The id of a study.
-
-    Raises:
-        NoStudy: as `study` does.
-    """
-    found = scalar(connection, "SELECT id FROM study WHERE name = :name", name=name)
-    return int(found) if found is not None else study(connection, name).id
+def no_study(connection: Connection, name: str) -> NoStudy:
+    """That there is none of this name; suggests a near one."""
+    names = study_names(connection)
+    help = did_you_mean(name, names).replace("known keys", "studies") if names else "`foldtune launch` makes one"
+    return NoStudy(f"no study named {name!r}", help=help, code=USAGE)
 
 
 def study_by_id(connection: Connection, study_id: int) -> StudyRecord | None:
@@ -52,6 +47,19 @@ def study_names(connection: Connection, *, open_only: bool = False) -> list[str]
     """Names of studies, oldest first."""
     query = "SELECT name FROM study WHERE state = 'open' OR NOT :open_only ORDER BY created_at, id"
     return [str(name) for name in connection.execute(text(query), {"open_only": open_only}).scalars()]
+
+
+def lock_named(connection: Connection, name: str) -> StudyRecord:
+    """`lock_study`, by name.
+
+    Raises:
+        NoStudy: as `study` does.
+    """
+    query = text("SELECT * FROM study WHERE name = :name FOR UPDATE")
+    row = connection.execute(query, {"name": name}).mappings().one_or_none()
+    if row is None:
+        raise no_study(connection, name)
+    return StudyRecord.from_row(dict(row))
 
 
 def lock_study(connection: Connection, study_id: int) -> StudyRecord:

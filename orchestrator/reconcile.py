@@ -84,11 +84,15 @@ def settle(connection: Connection, record: StudyRecord, *, judged: Sequence[int]
     _stop(connection, stopped)
     if stopped and record.spec.share_epochs:
         _close_members(connection, record)
-    _close_duplicates(connection, record)
     _end_attempts(connection, record)
     if ends or stopped:
         cleaning.prune(connection, record)
-    _close_study(connection, record, hours_spent=spent)
+    is_open, repeats = _still_open(connection, record)
+    if repeats:
+        _close_duplicates(connection, record)
+        is_open, _ = _still_open(connection, record)
+    if not is_open:
+        _close_study(connection, record, hours_spent=spent)
 
 
 def _close(connection: Connection, record: StudyRecord, trial_id: int, state: str) -> None:
@@ -221,10 +225,20 @@ def _close_duplicates(connection: Connection, record: StudyRecord) -> None:
     )
 
 
+def _still_open(connection: Connection, record: StudyRecord) -> tuple[bool, bool]:
+    """Whether any trial is open or planned, and whether such a one repeats another."""
+    row = connection.execute(
+        text(
+            "SELECT EXISTS (SELECT 1 FROM trial WHERE study = :study AND state IN ('waiting', 'running')), "
+            "EXISTS (SELECT 1 FROM trial WHERE study = :study AND state IN ('waiting', 'running') "
+            "AND duplicate_of IS NOT NULL)"
+        ),
+        {"study": record.id},
+    ).one()
+    return bool(row[0]), bool(row[1])
+
+
 def _close_study(connection: Connection, record: StudyRecord, *, hours_spent: bool) -> None:
-    query = "SELECT EXISTS (SELECT 1 FROM trial WHERE study = :study AND state IN ('waiting', 'running'))"
-    if queries.scalar(connection, query, study=record.id):  # nearly always, and nobody need count
-        return
     counts = queries.counts(connection, record.id)
     state = lifecycle.study_end(
         trials=[state for state, _ in counts],

@@ -98,7 +98,7 @@ def _look(
     draws: whether the caller can bring one; else it gets what would come after.
     """
     with transaction(engine) as connection:
-        record = queries.lock_study(connection, queries.study_id(connection, name))
+        record = queries.lock_named(connection, name)
         if held is not None:
             leases.disown(connection, record, worker, held)
         reconcile(connection, record)
