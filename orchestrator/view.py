@@ -149,8 +149,11 @@ def result(seen: View) -> RenderableType:
 
 
 def _tried(seen: View) -> str:
-    complete = sum(trial.state == "complete" and trial.duplicate_of is None for trial in seen.trials)
-    return f"{complete} configurations"
+    complete, stopped = (
+        sum(trial.state == state and trial.duplicate_of is None for trial in seen.trials)
+        for state in ("complete", "stopped")
+    )
+    return f"{complete + stopped} configurations" + (f", {stopped} of them stopped early" if stopped else "")
 
 
 def _column_title(trial: TrialRecord, best: TrialRecord) -> str:

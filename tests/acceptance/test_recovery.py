@@ -72,7 +72,8 @@ def test_a_killed_trainer_costs_no_attempt_and_no_finished_epoch(engine: Engine,
             killed.add(trainer)
         code, talk = outcome(process)
     assert code == 0
-    assert talk.count("killed by SIGKILL; its units go on in a new one") == 5
+    # one of them may have died between two units, and then there is none to go on with
+    assert talk.count("killed by SIGKILL; its units go on in a new one") in (4, 5)
     assert rows(engine, "SELECT max(attempts), sum(charges) FROM unit") == [(1, 0)]
     assert table(engine) == undisturbed
 

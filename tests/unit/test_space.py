@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import hyperparameters, space
+from orchestrator.contract import Settings
 from orchestrator.space import Choices, Range
 
 FLOATS = st.floats(1e-6, 1, allow_nan=False)
@@ -138,3 +139,10 @@ def test_the_default_configuration_says_whether_it_lies_in_the_space() -> None:
     outside: space.Space = {"batch_size": Choices(choices=(16,)), "epochs": Range(low=1, high=3, whole=True)}
     assert space.default_params(inside) == ({"batch_size": 8}, True)
     assert space.default_params(outside) == ({"batch_size": 8, "epochs": 3}, False)
+
+
+def test_a_hyperparameter_that_came_later_changes_no_configuration_that_does_not_use_it() -> None:
+    """Seeds of units come from this digest: numbers of before would change, and what is known be trained again."""
+    before = "21f1b52b44f3288b0aa108dc2417ebead57f600ee72ac5884c5f35e72b3424ae"
+    assert space.configuration_digest(Settings()) == before
+    assert space.configuration_digest(Settings(warmup_steps=3)) != before
