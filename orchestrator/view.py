@@ -138,7 +138,7 @@ def result(seen: View) -> RenderableType:
         return Text(f"{seen.record.name}: no trial is complete", style="red")
     beside = [trial for trial in (best, default) if trial is not None and trial.value is not None]
     beside = list({trial.id: trial for trial in beside}.values())
-    title = f"{escape(seen.record.name)}: the best of {_tried(seen)}"
+    title = f"{escape(seen.record.name)}: the best of {_judged(seen)[0]} configurations"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     for trial in beside:
@@ -148,12 +148,10 @@ def result(seen: View) -> RenderableType:
     return Group(table, *[Text(line) for line in conclusions(seen)])
 
 
-def _tried(seen: View) -> str:
-    complete, stopped = (
-        sum(trial.state == state and trial.duplicate_of is None for trial in seen.trials)
-        for state in ("complete", "stopped")
-    )
-    return f"{complete + stopped} configurations" + (f", {stopped} of them stopped early" if stopped else "")
+def _judged(seen: View) -> tuple[int, int]:
+    """How many configurations were judged, and how many of these racing stopped."""
+    judged = [t.state for t in seen.trials if t.state in ("complete", "stopped") and t.duplicate_of is None]
+    return len(judged), judged.count("stopped")
 
 
 def _column_title(trial: TrialRecord, best: TrialRecord) -> str:
@@ -196,6 +194,9 @@ def conclusions(seen: View) -> list[str]:
         accuracy = words.number(record.floor["accuracy"])
         loss = words.number(record.floor["validation_loss"])
         lines.append(f"Class frequencies alone reach loss {loss} and accuracy {accuracy} on the same folds.")
+    judged, stopped = _judged(seen)
+    if stopped:
+        lines.append(f"{stopped} of the {judged} were behind after a few folds and stopped there.")
     if len(seen.trials) > 1:
         lines.append("The best of many looks better than it is: expect somewhat less on new data.")
     return lines
