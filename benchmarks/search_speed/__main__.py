@@ -23,6 +23,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, bool]:
     parser.add_argument("--replay", type=Path, default=ENTRIES, help="recorded search; default: entries")
     parser.add_argument("--quick", action="store_true", help="the replay's small part, once: minutes")
     parser.add_argument("--engine-only", action="store_true", help="no database, no Optuna: the engine alone")
+    parser.add_argument("--without", nargs="+", choices=harness.FURTHER, default=[], help="forms that no ratio needs")
     parser.add_argument("--repeats", type=int, help="runs of each form; default 3, with --quick 1")
     parser.add_argument("--threads", type=int, default=2, help="of each form")
     parser.add_argument("--json", action="store_true", help="nothing but the JSON object; no talk")
@@ -36,6 +37,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, bool]:
         engine_only=chosen.engine_only,
         repeats=repeats,
         threads=chosen.threads,
+        without=tuple(chosen.without),
     )
     return options, chosen.json
 

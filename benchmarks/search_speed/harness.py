@@ -17,6 +17,7 @@ from benchmarks.search_speed.account import Run
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE_FORMS = ("foldtune", "foldtune_racing")
 PLAIN_FORMS = ("kept", "reload")
+FURTHER = ("reload", "kept_own_dropout", "product")  # beside what the two ratios compare
 PLAIN_NEEDS = ("accelerate",)  # Trainer asks for it; without Optuna the plain script walks its list itself
 
 
@@ -29,6 +30,7 @@ class Options:
     engine_only: bool
     repeats: int
     threads: int
+    without: tuple[str, ...] = ()
 
 
 def talk(line: str) -> None:
@@ -48,6 +50,7 @@ def absent(options: Options) -> dict[str, str]:
         why["product"] = "--engine-only"
     elif options.quick:
         why["product"] = "not with --quick: it trains whole studies"
+    why |= dict.fromkeys(options.without, "--without")
     ray = importlib.util.find_spec("ray") is not None
     why["ray_tune"] = "installed, but there is no form for it yet" if ray else "not installed: ray"
     return why

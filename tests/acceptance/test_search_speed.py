@@ -244,6 +244,10 @@ def test_the_products_figures_count_the_default_configuration(glosses: replay.Re
 def test_quick_says_what_it_leaves_out() -> None:
     options = harness.Options(replay=Path("x"), quick=True, engine_only=False, repeats=1, threads=1)
     assert {"product", "reload", "kept_own_dropout", "ray_tune"} <= harness.absent(options).keys()
+    chosen = harness.Options(
+        replay=Path("x"), quick=False, engine_only=False, repeats=1, threads=1, without=("reload", "product")
+    )
+    assert harness.absent(chosen).items() >= {"reload": "--without", "product": "--without"}.items()
 
 
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
