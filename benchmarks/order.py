@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator import lifecycle, objective, racing
+from orchestrator import epochs, lifecycle, objective, racing
 from orchestrator.objective import MAXIMIZE
 from orchestrator.racing import Fold, Folds, Incumbent, Rules
 
@@ -169,9 +169,9 @@ class Trials:
     def _pooled(self, folds: list[Fold]) -> float | None:
         if not self.shared:
             return objective.value(self.rules.objective, (fold.last for fold in folds))
-        epochs = min(max(fold.epochs) for fold in folds)
-        each = [objective.value(self.rules.objective, (f.epochs[at] for f in folds)) for at in range(1, epochs + 1)]
-        return min((value for value in each if value is not None), key=lambda value: self._sign * value, default=None)
+        curve = epochs.pooled_curve(self.rules.objective, [fold.epochs for fold in folds])
+        best = epochs.best_epoch(self.rules.objective, [fold.epochs for fold in folds], curve)
+        return None if best is None else curve[best]
 
     def _rank(self, trial: Trial) -> tuple[float, int]:
         return self._sign * (trial.value or 0.0), trial.id

@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +119,10 @@ class Settings:
         "pooling file where it has one, else first)",
         choices=["auto", "first", "mean"],
     )
+
+    def warmup(self, steps: int) -> int:
+        """In how many of so many steps the learning rate rises."""
+        return self.warmup_steps or math.ceil(steps * self.warmup_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,14 @@ Works on the raw values, so that its findings stand beside those about single ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import models, objective, readers, space
+from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
+from orchestrator.epochs import shareable
 from orchestrator.errors import Problem
 from orchestrator.spec import default_rule
 
@@ -112,9 +115,9 @@ def _shared_epochs(
         message = "'share_epochs' needs epochs in search.space: it is what the runs share"
         yield doc.problem(("share_epochs",), "no-effect", message, "search epochs, or leave share_epochs out")
     schedules, steps, ratios = (_extremes(raw, entries, f) for f in ("lr_schedule", "warmup_steps", "warmup_ratio"))
-    wrong = [f"lr_schedule {each}" for each in schedules if each != "constant"]
-    if any(each == 0 for each in steps) and any(each != 0 for each in ratios):
-        wrong.append(f"warmup_ratio {next(each for each in ratios if each != 0):g}")
+    wrong = [f"lr_schedule {each}" for each in schedules if not shareable(Settings(lr_schedule=each, warmup_ratio=0.0))]
+    shared = Settings(lr_schedule="constant", warmup_steps=min(steps))
+    wrong += [f"warmup_ratio {each:g}" for each in ratios if not shareable(replace(shared, warmup_ratio=each))][:1]
     if wrong:
         rule = "'share_epochs' needs a learning rate that does not depend on the number of epochs"
         help = "write training: {lr_schedule: constant, warmup_ratio: 0}, or warmup_steps instead of warmup_ratio"

@@ -81,7 +81,7 @@ def scale(settings: Settings) -> float:
 
 def rate(settings: Settings, step: int, steps: int) -> float:
     """The learning rate of `step` (0-based) of `steps`."""
-    warmup = settings.warmup_steps or math.ceil(steps * settings.warmup_ratio)
+    warmup = settings.warmup(steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

@@ -186,7 +186,7 @@ class Script:
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             lr_scheduler_type=SCHEDULES[settings.lr_schedule],
-            warmup_steps=settings.warmup_steps or math.ceil(steps * settings.warmup_ratio),
+            warmup_steps=settings.warmup(steps),
             eval_strategy="epoch",
             save_strategy="no",
             logging_strategy="no",

@@ -64,7 +64,7 @@ def schedule_factor(settings: Settings, step: int, steps: int) -> float:
     Raises:
         ValueError: lr_schedule is not constant, linear or cosine.
     """
-    schedule, warmup = settings.lr_schedule, settings.warmup_steps or math.ceil(steps * settings.warmup_ratio)
+    schedule, warmup = settings.lr_schedule, settings.warmup(steps)
     if step < warmup:
         return step / max(1, warmup)
     done = (step - warmup) / max(1, steps - warmup)
