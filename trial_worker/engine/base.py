@@ -21,6 +21,7 @@ from orchestrator.contract import ModelPin
 from trial_worker.engine import quantized
 from trial_worker.engine.errors import UnusableModel
 from trial_worker.engine.heads import has_plain_head
+from trial_worker.engine.narrow import Reads, reads_of_head
 from trial_worker.engine.recompute import recompute_layers
 from trial_worker.engine.window import open_window
 
@@ -36,6 +37,7 @@ class Base:
 
     streams: whether its layers take rows without padding, see `window`.
     plain_head: whether a language model's logits are its linear head's of the last states, and nothing else.
+    reads: which tokens of the last layer the model's own head reads, where only these need to be computed.
     heads: names of the modules that every unit trains from a fresh start, because the checkpoint has no weights
         for them, or weights for other classes; empty for a language model.
     limit: tokens that the model's positions reach.
@@ -49,6 +51,7 @@ class Base:
     limit: int
     streams: bool
     plain_head: bool
+    reads: Reads = "all"
 
     @classmethod
     def load(
@@ -103,9 +106,12 @@ class Base:
             recompute_layers(model)
         if family == "causal":
             _refuse_unless_causal(model, pin)
-        streams = streams and open_window(model) is not None
+        window = open_window(model) if streams else None
+        reads: Reads = "all"
+        if window is not None and window.narrow:
+            reads = "targets" if family == "causal" else reads_of_head(model, window.last)
         plain = family == "causal" and has_plain_head(model)
-        return cls(model, tokenizer, device, pin, heads, _limit(model, tokenizer), streams, plain)
+        return cls(model, tokenizer, device, pin, heads, _limit(model, tokenizer), window is not None, plain, reads)
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

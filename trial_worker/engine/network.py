@@ -15,6 +15,7 @@ from trial_worker.engine.heads import Reader, SlotHead, initialise, read_family,
 from trial_worker.engine.lora import Factors, SlotLinear
 from trial_worker.engine.lora_grouped import Stack
 from trial_worker.engine.memory import Layout, Memory
+from trial_worker.engine.narrow import Reads
 from trial_worker.engine.survey import Kind, Survey, head_weights, resolve_alpha, survey
 
 RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
@@ -59,6 +60,11 @@ class Network:
         """Leave the base as it was."""
         self._installed.close()
         self._reader = None
+
+    @property
+    def reads(self) -> Reads:
+        """Which tokens of the last layer `read` needs."""
+        return "all" if self.kind.pooling == "mean" else self.base.reads
 
     @property
     def read(self) -> Reader:

@@ -254,7 +254,8 @@ class Pack:
 
     def _lay_out(self, group: Group, waiting: dict[int, list[int]]) -> MicroStep:
         parts = [(self._slots[place], [waiting[place][i] for i in chosen]) for place, chosen in group.items()]
-        return lay_out(parts, int(self.base.tokenizer.pad_token_id or 0), self.base.device)
+        assert self._network is not None
+        return lay_out(parts, int(self.base.tokenizer.pad_token_id or 0), self.base.device, self._network.reads)
 
     def _gradients(self, step: MicroStep) -> None:
         """Forward and backward; each slot's loss is divided by the weight of its whole effective batch."""

@@ -1,8 +1,9 @@
 """The shape of one micro-step: rows of several slots as one stream of tokens, without padding.
 
 Rows stand slot by slot. Outside the transformer's layers they are a padded grid (rows, width), so that embeddings,
-poolers and heads are the family's own code; inside the layers they are (1, tokens), see `window`. Both forms are known
-here, so that a layer of the adapter finds which of its inputs belong to which slot by their shape alone.
+poolers and heads are the family's own code; inside the layers they are (1, tokens), see `window`, and behind the last
+attention they may be (1, read tokens), see `narrow`. All forms are known here, so that a layer of the adapter finds
+which of its inputs belong to which slot by their shape alone.
 """
 
 from __future__ import annotations
@@ -51,12 +52,15 @@ class Stream:
 
     parts: (slot, rows) in the order of the rows. lengths: tokens of each row. device: of all tensors here.
     keys: (rows,) int64, what the dropout of each row is drawn from; None: no dropout.
+    read: (read tokens,) int64, on the CPU and ascending, of the stream's tokens those that anything reads behind the
+        last layer; None: all.
     """
 
     parts: tuple[tuple[int, int], ...]
     lengths: tuple[int, ...]
     device: torch.device
     keys: Tensor | None = field(default=None, repr=False)
+    read: Tensor | None = field(default=None, repr=False)
     _groups: dict[Any, Groups] = field(default_factory=dict, repr=False)
 
     @property
@@ -90,6 +94,20 @@ class Stream:
         return tuple(Bound(bound.slot, starts[bound.start], starts[bound.end]) for bound in self.row_bounds)
 
     @cached_property
+    def read_tokens(self) -> Tensor:
+        """`read`, on the device."""
+        assert self.read is not None
+        return self.read.to(self.device)
+
+    @cached_property
+    def read_bounds(self) -> tuple[Bound, ...]:
+        """Which of the read tokens are whose."""
+        assert self.read is not None
+        ends = torch.searchsorted(self.read, torch.tensor([bound.end for bound in self.token_bounds])).tolist()
+        starts = [0, *ends[:-1]]
+        return tuple(Bound(b.slot, i, j) for b, i, j in zip(self.token_bounds, starts, ends, strict=True))
+
+    @cached_property
     def blocks(self) -> Blocks:
         """The rows as attention multiplies them."""
         return Blocks.of(self.lengths, self.device)
@@ -119,6 +137,10 @@ class Stream:
         """Whether a tensor of this shape, features last, is in stream form."""
         return len(shape) == 3 and shape[0] == 1 and shape[1] == self.tokens
 
+    def is_read(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape holds the read tokens, and these alone."""
+        return self.read is not None and len(shape) == 3 and shape[0] == 1 and shape[1] == len(self.read)
+
     def bounds(self, shape: Sequence[int]) -> tuple[Bound, ...]:
         """Which vectors of a tensor of this shape, features last and the rest flattened, are whose.
 
@@ -127,6 +149,8 @@ class Stream:
         """
         if self.flows(shape):
             return self.token_bounds
+        if self.is_read(shape):
+            return self.read_bounds
         if shape[0] != self.rows:
             raise ValueError(
                 f"a layer got {tuple(shape)}, neither (1, {self.tokens}, features) nor ({self.rows}, ..., features)"
@@ -147,6 +171,8 @@ class Stream:
         """(row, place in the row) of each vector of such a tensor, flattened; both int64."""
         if self.flows(shape):
             return self.token_rows, self.token_positions
+        if self.is_read(shape):
+            return self.token_rows[self.read_tokens], self.token_positions[self.read_tokens]
         each = 1
         for size in shape[1:-1]:
             each *= size

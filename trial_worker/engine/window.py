@@ -18,15 +18,22 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from trial_worker.engine.attention import NAME, register
+from trial_worker.engine.moves import put, take
+from trial_worker.engine.narrow import narrow
 from trial_worker.engine.stream import Stream, computing, current
 
 
 @dataclass
 class Window:
-    """A model whose layers can see streams. close: the model is as it was."""
+    """A model whose layers can see streams. close: the model is as it was.
+
+    last: the last layer. narrow: whether it computes read tokens only, see `narrow`.
+    """
 
     model: PreTrainedModel
     before: str
+    last: nn.Module
+    narrow: bool = False
     handles: list[RemovableHandle] = field(default_factory=list)
 
     def close(self) -> None:
@@ -36,48 +43,15 @@ class Window:
         self.model.set_attn_implementation(self.before)
 
 
-class _Pour(torch.autograd.Function):
-    """Grid to stream: (rows * width, features) -> (tokens, features). Padding has no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, grid: Tensor, stream: Stream) -> Tensor:
-        ctx.stream, ctx.size = stream, len(grid)
-        return grid.index_select(0, stream.places)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _spread(gradient, ctx.stream, ctx.size), None
-
-
-class _Spread(torch.autograd.Function):
-    """Stream to grid: (tokens, features) -> (rows * width, features), zeros where there is no token."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, stream: Stream) -> Tensor:
-        ctx.stream = stream
-        return _spread(tokens, stream, stream.rows * stream.width)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient.index_select(0, ctx.stream.places), None
-
-
-def _spread(tokens: Tensor, stream: Stream, size: int) -> Tensor:
-    grid = tokens.new_zeros(size, tokens.shape[-1])
-    # each place is written once, so that an order of additions cannot change a bit
-    return grid.index_copy_(0, stream.places, tokens)
-
-
 def pour(grid: Tensor, stream: Stream) -> Tensor:
     """(rows, width, features) -> (1, tokens, features)."""
-    out: Tensor = _Pour.apply(grid.reshape(-1, grid.shape[-1]), stream)
-    return out.unsqueeze(0)
+    return take(grid.reshape(-1, grid.shape[-1]), stream.places).unsqueeze(0)
 
 
 def spread(tokens: Tensor, stream: Stream) -> Tensor:
-    """(1, tokens, features) -> (rows, width, features)."""
-    out: Tensor = _Spread.apply(tokens.squeeze(0), stream)
-    return out.view(stream.rows, stream.width, -1)
+    """(1, tokens, features) -> (rows, width, features), zeros where there is no token; or of the read tokens alone."""
+    places = stream.places if stream.flows(tokens.shape) else stream.places[stream.read_tokens]
+    return put(tokens.squeeze(0), places, stream.rows * stream.width).view(stream.rows, stream.width, -1)
 
 
 def open_window(model: PreTrainedModel) -> Window | None:
@@ -88,19 +62,37 @@ def open_window(model: PreTrainedModel) -> Window | None:
     before = str(model.config._attn_implementation)
     register()
     with torch.inference_mode(), contextlib.suppress(Exception):  # whatever a family's code raises at a stream
-        plain = _probe(model, streamed=False)
-        window = Window(model, before)
+        plain = _probe(model, None)
+        window = Window(model, before, layers[-1])
         try:
             model.set_attn_implementation(NAME)
             window.handles += _hook(layers)
-            noise = 4 * torch.finfo(model.dtype).eps if model.dtype.itemsize < 4 else 1e-3
-            if torch.allclose(_probe(model, streamed=True), plain, rtol=noise, atol=noise * float(plain.abs().max())):
+            if _agree(_probe(model, _stream(model)), plain, model.dtype):
+                _narrow(window, plain)
                 return window
         except Exception:
             window.close()
             raise
         window.close()
     return None
+
+
+def _narrow(window: Window, plain: Tensor) -> None:
+    """Spare the last layer what nothing reads, if the read tokens keep their states by it."""
+    handles, read = narrow(window.last), torch.tensor([0, 3, 7, 12, 13])
+    with contextlib.suppress(Exception):  # whatever a family's code raises at a part of its tokens
+        states = _probe(window.model, _stream(window.model, read))
+        window.narrow = bool(handles) and _agree(states[read], plain[read], window.model.dtype)
+    if window.narrow:
+        window.handles += handles
+    else:
+        for handle in handles:
+            handle.remove()
+
+
+def _agree(states: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
+    noise = 4 * torch.finfo(dtype).eps if dtype.itemsize < 4 else 1e-3
+    return torch.allclose(states, plain, rtol=noise, atol=noise * float(plain.abs().max()))
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList | None:
@@ -160,14 +152,19 @@ def _leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
     return spread(output, stream)
 
 
-def _probe(model: PreTrainedModel, *, streamed: bool) -> Tensor:
+_LENGTHS = (7, 4, 4)
+
+
+def _stream(model: PreTrainedModel, read: Tensor | None = None) -> Stream:
+    return Stream(parts=((0, 1), (1, 2)), lengths=_LENGTHS, device=model.device, read=read)
+
+
+def _probe(model: PreTrainedModel, stream: Stream | None) -> Tensor:
     """The last layer's states of three rows of unequal length, real tokens only."""
-    lengths = (7, 4, 4)
     config = model.config.get_text_config()
     ids = (torch.arange(21, device=model.device).view(3, 7) * 7 + 5) % int(config.vocab_size)
-    mask = (torch.arange(7)[None] < torch.tensor(lengths)[:, None]).long().to(model.device)
-    stream = Stream(parts=((0, 1), (1, 2)), lengths=lengths, device=model.device)
+    mask = (torch.arange(7)[None] < torch.tensor(_LENGTHS)[:, None]).long().to(model.device)
     options: Mapping[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    with computing(stream) if streamed else contextlib.nullcontext():
+    with contextlib.nullcontext() if stream is None else computing(stream):
         states: Tensor = model.base_model(**options).last_hidden_state
-    return states.flatten(0, 1)[stream.places].float()
+    return states.flatten(0, 1)[_stream(model).places].float()
