@@ -41,10 +41,12 @@ def hyperparameter(
     choices: Sequence[Any] | None = None,
     aliases: Sequence[str] = (),
     searchable: bool = True,
+    added: bool = False,
 ) -> Any:
     """Declare one field of `Settings` with all that the study file needs to know about it.
 
     low, high: closed bounds. above: open lower bound. aliases: names that Hugging Face and PEFT users bring.
+    added: since the first version; the default is what was done before, and no part of a configuration's digest.
     """
     metadata = {
         "doc": doc,
@@ -54,6 +56,7 @@ def hyperparameter(
         "choices": None if choices is None else tuple(choices),
         "aliases": tuple(aliases),
         "searchable": searchable,
+        "added": added,
     }
     return field(default=default, metadata=metadata)
 
@@ -100,6 +103,7 @@ class Settings:
         "steps in which the learning rate rises from 0; above 0 warmup_ratio has no effect",
         low=0,
         high=10**6,
+        added=True,
     )
     lr_schedule: str = hyperparameter(
         "linear",
@@ -119,6 +123,75 @@ class Settings:
         "pooling file where it has one, else first)",
         choices=["auto", "first", "mean"],
     )
+    method: str = hyperparameter(
+        "lora",
+        "what is trained: lora (adapters, and the head of a classifier), or head (a classifier's head alone, on frozen "
+        "features)",
+        choices=["lora", "head"],
+        added=True,
+    )
+    lora_scaling: str = hyperparameter(
+        "standard",
+        "what the update is scaled by: standard (alpha / rank), or rslora (alpha / square root of the rank)",
+        choices=["standard", "rslora"],
+        added=True,
+    )
+    top_layers: int = hyperparameter(
+        0, "adapters in so many of the last layers only; 0: in all", low=0, high=10_000, added=True
+    )
+    dropout: float = hyperparameter(
+        0.0,
+        "dropout wherever the model's authors put one, but for attention",
+        low=0,
+        high=0.99,
+        aliases=["hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "dropout_rate"],
+        added=True,
+    )
+    label_smoothing: float = hyperparameter(
+        0.0,
+        "share of each target's weight that is spread over all classes or tokens",
+        low=0,
+        high=0.99,
+        aliases=["label_smoothing_factor"],
+        added=True,
+    )
+    neftune_alpha: float = hyperparameter(
+        0.0,
+        "uniform noise on the embeddings, of this size / sqrt(tokens x features); 5 to 15 are common",
+        low=0,
+        high=1000,
+        aliases=["neftune_noise_alpha"],
+        added=True,
+    )
+    token_dropout: float = hyperparameter(
+        0.0,
+        "share of a training row's tokens that the model does not see at a step: the mask token, or the unknown one, "
+        "stands in their place",
+        low=0,
+        high=0.9,
+        added=True,
+    )
+    mixup_alpha: float = hyperparameter(
+        0.0,
+        "classes: each row's logits are mixed with another row's of the batch, by a share from Beta(alpha, alpha)",
+        low=0,
+        high=100,
+        added=True,
+    )
+    r_drop_alpha: float = hyperparameter(
+        0.0,
+        "classes: each row is computed twice, with two dropout masks, and this much of the distance between both "
+        "answers is added to the loss",
+        low=0,
+        high=100,
+        added=True,
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """What two settings that train the same have in common, by whichever version they were written."""
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        named = dataclasses.asdict(self)
+        return {n: v for n, v in named.items() if not fields[n].metadata["added"] or v != fields[n].default}
 
     def warmup(self, steps: int) -> int:
         """In how many of so many steps the learning rate rises."""

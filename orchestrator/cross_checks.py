@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import models, objective, readers, space
+from orchestrator import hyperparameters, models, objective, readers, space
 from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.epochs import shareable
@@ -18,6 +18,8 @@ from orchestrator.errors import Problem
 from orchestrator.spec import default_rule
 
 MOST_POINTS = 10_000
+ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_scaling", "target_modules", "top_layers")
+COMPARED = ("mixup_alpha", "r_drop_alpha")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "classification": ("text", "label"),
     "causal_lm": ("text", "prompt", "completion", "messages"),
@@ -31,6 +33,7 @@ def check(
     """Contradictions between keys. written: the name that each searched hyperparameter has in the file."""
     problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
     problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
+    problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
     task = raw.get("task")
     if task in ("classification", "causal_lm"):
         problems += _columns(doc, raw, task)
@@ -122,6 +125,45 @@ def _shared_epochs(
         rule = "'share_epochs' needs a learning rate that does not depend on the number of epochs"
         help = "write training: {lr_schedule: constant, warmup_ratio: 0}, or warmup_steps instead of warmup_ratio"
         yield doc.problem(("share_epochs",), "share-epochs", f"{rule} — got {', '.join(wrong)}", help)
+
+
+def _method(
+    doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
+) -> Iterator[Problem]:
+    """What adapters are asked for and nothing has any."""
+    if set(entries) != set(written) or _extremes(raw, entries, "method") != ("head",):
+        return
+    if raw.get("task") == "causal_lm":
+        message = "method head trains a classifier's head, and a language model has none — got task causal_lm"
+        yield doc.problem(_place(doc, "method", written), "method", message, "use method lora")
+    for name in sorted(ADAPTERS):
+        if (place := _place(doc, name, written)) in doc.places:
+            yield doc.problem(place, "no-effect", f"'{name}' has no effect with method head, which has no adapters")
+
+
+def _compared(
+    doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
+) -> Iterator[Problem]:
+    """mixup and R-Drop compare the logits of classes; R-Drop compares what dropout made different."""
+    if set(entries) != set(written):
+        return
+    highest = {name: max(_extremes(raw, entries, name)) for name in (*COMPARED, "lora_dropout", "dropout")}
+    for name in COMPARED:
+        if highest[name] and raw.get("task") == "causal_lm":
+            message = f"'{name}' compares logits of classes, and a language model has none — got task causal_lm"
+            yield doc.problem(_place(doc, name, written), "no-effect", message)
+    if highest["r_drop_alpha"] and not highest["lora_dropout"] and not highest["dropout"]:
+        message = "'r_drop_alpha' compares what two dropout masks make of a row, and there is no dropout"
+        help = "set or search lora_dropout or dropout"
+        yield doc.problem(_place(doc, "r_drop_alpha", written), "no-effect", message, help)
+
+
+def _place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:
+    """Where the file gives a hyperparameter, by whichever name."""
+    if name in written:
+        return ("search", "space", written[name])
+    given = {hyperparameters.canonical_name(key): key for key in _section(doc.values, "training")}
+    return ("training", given.get(name, name))
 
 
 def _extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[Any, ...]:

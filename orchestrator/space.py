@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 MOST_STEPS = 100_000  # values of one range
 
 Params = Mapping[str, Any]  # one value for every searched name
-ADDED: Mapping[str, Any] = {"warmup_steps": 0}  # hyperparameters that younger versions brought -> what older ones did
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +227,7 @@ def settings(fixed: Mapping[str, Any], params: Params, *, pooling: str = "auto")
 
 def configuration_digest(value: Settings) -> str:
     """Equal for configurations that train the same, by whichever version: units have their seeds from it."""
-    named = dataclasses.asdict(value)
-    return digest({name: given for name, given in named.items() if name not in ADDED or given != ADDED[name]})
+    return digest(value.identity())
 
 
 def default_params(space: Space) -> tuple[dict[str, Any], bool]:

@@ -69,6 +69,12 @@ def train(pack: Pack, unit: TrainUnit, others: Sequence[TrainUnit] = ()) -> tupl
                 return losses, epochs
 
 
+def crossed(logits: torch.Tensor, truth: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is shown, and what is made small."""
+    cross_entropy = torch.nn.functional.cross_entropy
+    return cross_entropy(logits, truth), cross_entropy(logits, truth, label_smoothing=smoothing)
+
+
 def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of every step and the final adapter of the textbook loop, from the same fresh weights."""
     settings, base, items = unit.settings, pack.base, pack.rows.items(unit.settings.max_length)
@@ -81,12 +87,15 @@ def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[
                 task_type="CAUSAL_LM" if causal else "SEQ_CLS",
                 r=settings.lora_rank,
                 lora_alpha=3 * settings.lora_rank,
+                use_rslora=settings.lora_scaling == "rslora",
                 target_modules="all-linear",
                 modules_to_save=list(base.heads) or None,
             ),
         )
     model.eval()  # no dropout
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if settings.method == "head" or settings.top_layers:  # adapters that no step touches stay without effect
+        trained = {name: p for name, p in trained.items() if name in start}
     assert trained.keys() == start.keys()
     for name, p in trained.items():
         p.data = start[name].clone()
@@ -115,16 +124,49 @@ def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[
             logits = model(input_ids=ids, attention_mask=mask).logits
             if causal:
                 # transformers' own causal loss rounds logits to float32 whatever the model computes in
-                loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+                loss, smooth = crossed(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), settings.label_smoothing)
             else:
-                loss = torch.nn.functional.cross_entropy(logits, torch.tensor([int(items[r].targets) for r in rows]))
+                truth = torch.tensor([int(items[r].targets) for r in rows])
+                loss, smooth = crossed(logits, truth, settings.label_smoothing)
             adamw.zero_grad()
-            loss.backward()
+            smooth.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm)
             adamw.step()
             schedule.step()
             losses.append(float(loss.detach()))
     return losses, {name: p.detach().clone() for name, p in trained.items()}
+
+
+def same_weights(epochs: Sequence[EpochDone], adapter: dict[str, torch.Tensor], share: float) -> None:
+    """share: of each tensor's largest number."""
+    assert epochs[-1].checkpoint is not None
+    end = load_file(epochs[-1].checkpoint.path)
+    for name, value in adapter.items():
+        scale = float(value.abs().max())
+        torch.testing.assert_close(end[f"weight/{name}"], value, rtol=0, atol=share * scale, msg=name)
+
+
+VARIANTS = [
+    ("bert", {"label_smoothing": 0.2}),
+    ("gpt2", {"label_smoothing": 0.2}),
+    ("bert", {"lora_scaling": "rslora"}),
+    ("gpt2", {"top_layers": 1}),
+    ("roberta", {"top_layers": 1}),
+    ("bert", {"method": "head"}),
+]
+
+
+@pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=[f"{case} {next(iter(v))}" for case, v in VARIANTS])
+def test_a_regularised_unit_equals_the_textbook_loop(case: str, variant: dict[str, Any], tmp_path: Path) -> None:
+    save, causal = CASES[case]
+    settings = {**SETTINGS, "epochs": 5, **variant}
+    unit = dataclasses.replace(tiny_models.unit(**settings), scratch=str(tmp_path))
+    pack = pack_of(save, causal, tmp_path, double=True, slots=1 if variant.get("method") else 3)
+    start = fresh(pack, unit)
+    losses, epochs = train(pack, unit, () if variant.get("method") else company(8, **variant))
+    expected, adapter = plain(pack_of(save, causal, tmp_path, double=True, streams=False), unit, start)
+    assert losses == pytest.approx(expected, rel=1e-9)
+    same_weights(epochs, adapter, 1e-8)
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "in company"])
@@ -139,13 +181,7 @@ def test_losses_and_adapter_equal_the_textbook_loop(case: str, double: bool, alo
     expected, adapter = plain(pack_of(save, causal, tmp_path, double=double, streams=False), unit, start)
     assert len(losses) == 51
     assert losses == pytest.approx(expected, rel=1e-9 if double else 1e-4)
-    assert epochs[-1].checkpoint is not None
-    end = load_file(epochs[-1].checkpoint.path)
-    for name, value in adapter.items():
-        scale = float(value.abs().max())
-        torch.testing.assert_close(
-            end[f"weight/{name}"], value, rtol=0, atol=(1e-8 if double else 1e-3) * scale, msg=name
-        )
+    same_weights(epochs, adapter, 1e-8 if double else 1e-3)
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "in company"])
@@ -162,11 +198,7 @@ def test_on_a_base_in_4_bits_they_equal_the_textbook_loop_on_that_base(case: str
     expected, adapter = plain(again, unit, start)
     assert losses == pytest.approx(expected, rel=1e-4)
     assert losses[-1] != losses[0]
-    assert epochs[-1].checkpoint is not None
-    end = load_file(epochs[-1].checkpoint.path)
-    for name, value in adapter.items():
-        found = end[f"weight/{name}"]
-        torch.testing.assert_close(found, value, rtol=0, atol=1e-3 * float(value.abs().max()), msg=name)
+    same_weights(epochs, adapter, 1e-3)
 
 
 def pack_of(

@@ -115,6 +115,22 @@ STUDY_YAML = {
     "two warm-ups": Bad(
         study(training="{warmup_ratio: 0.1, warmup_steps: 3}"), r":7:12: 'warmup_ratio' has no effect beside warmup_steps"
     ),
+    "an adapter's size without adapters": Bad(
+        study(training="{method: head, r: 4}"), r":7:26: 'lora_rank' has no effect with method head"
+    ),
+    "only a head, and there is none": Bad(
+        study(task=CAUSAL, training="{method: head}"), r":7:12: method head trains a classifier's head, .*\n  help: use method lora"
+    ),
+    "mixup without classes": Bad(
+        study(task=CAUSAL, training="{mixup_alpha: 0.2}"), r":7:12: 'mixup_alpha' compares logits of classes"
+    ),
+    "R-Drop without classes": Bad(
+        study(task=CAUSAL, search="{sampler: random, space: {r_drop_alpha: [0, 1]}}"), r"'r_drop_alpha' compares logits"
+    ),
+    "R-Drop without dropout": Bad(
+        study(training="{r_drop_alpha: 1}"), r":7:12: 'r_drop_alpha' compares .*\n  help: set or search lora_dropout"
+    ),
+    "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, head — got 'dora2'"),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
     "racing without a rule": Bad(
         study(racing="{rule: none, first_folds: 2, hopeless: true}"), r":7:22: 'racing.first_folds' has no effect with rule none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from orchestrator.contract import ModelPin
 from trial_worker.engine import quantized
 from trial_worker.engine.errors import UnusableModel
 from trial_worker.engine.heads import has_plain_head
+from trial_worker.engine.hiding import Hidden
 from trial_worker.engine.narrow import Reads, reads_of_head
 from trial_worker.engine.recompute import recompute_layers
 from trial_worker.engine.window import open_window
@@ -52,6 +54,11 @@ class Base:
     streams: bool
     plain_head: bool
     reads: Reads = "all"
+
+    @cached_property
+    def hidden(self) -> Hidden:
+        """What token dropout does with this tokenizer's tokens."""
+        return Hidden.of(self.tokenizer)
 
     @classmethod
     def load(

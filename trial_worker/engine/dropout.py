@@ -4,9 +4,9 @@ torch's dropout draws from one stream in the order of execution: the mask of a r
 neighbours and on the micro-batch, and running out of memory would change the numbers. Here a mask is a hash
 of where it stands, so any grouping of rows sees the same one.
 
-The base's own dropout (BERT's and GPT-2's 0.1) stays off, in training too: no setting of a study names it, and on 300
-short texts (MiniLM, learning rate 2e-3, two folds, five epochs) it made no clear difference: 0.729 nats instead of
-0.706 with mean pooling, 1.058 instead of 1.101 with the family's head.
+The base's own dropout (BERT's and GPT-2's 0.1) is off unless a study's `dropout` says otherwise: on 300 short texts
+(MiniLM, learning rate 2e-3, two folds, five epochs) it made no clear difference: 0.729 nats instead of 0.706 with mean
+pooling, 1.058 instead of 1.101 with the family's head.
 """
 
 from __future__ import annotations
@@ -33,10 +33,17 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
-def row_keys(seed: int, step: int, rows: Sequence[int]) -> Tensor:
-    """(rows,) int64: what the masks of these rows (snapshot row numbers) at this step of a unit are drawn from."""
+def row_keys(seed: int, step: int, rows: Sequence[int], copies: Sequence[int] | None = None) -> Tensor:
+    """(rows,) int64: what the masks of these rows (snapshot row numbers) at this step of a unit are drawn from.
+
+    copies: a row that is computed twice in a step has another mask in its copy 1 than in its copy 0.
+    """
     start = mix(torch.tensor(seed, dtype=torch.int64)) + step
-    return mix(mix(start) ^ torch.tensor(rows, dtype=torch.int64))
+    keys = mix(mix(start) ^ torch.tensor(rows, dtype=torch.int64))
+    if copies is None or not any(copies):
+        return keys
+    copy = torch.tensor(copies, dtype=torch.int64)
+    return torch.where(copy == 0, keys, mix(keys + copy))
 
 
 def salt(name: str) -> int:
@@ -49,8 +56,17 @@ def mask(keys: Tensor, positions: Tensor, layer: int, features: int, rate: float
 
     keys: (vectors,) int64, of each vector's row. positions: (vectors,) int64, its place there. layer: its `salt`.
     """
+    return _bits(keys, positions, layer, features) >= round(rate * 2**24) - 2**23
+
+
+def uniform(keys: Tensor, positions: Tensor, layer: int, features: int) -> Tensor:
+    """(vectors, features) float32 in [-1, 1), drawn as `mask` is."""
+    return _bits(keys, positions, layer, features).float() / 2**23
+
+
+def _bits(keys: Tensor, positions: Tensor, layer: int, features: int) -> Tensor:
+    """(vectors, features) int64 of 24 signed bits."""
     columns = mix(torch.arange(1, features + 1, device=keys.device))
     places = mix(mix(keys ^ layer) + positions)
     bits = (places[:, None] ^ columns) * _M1
-    bits = ((bits ^ _shifted(bits, 32)) * _M2) >> 40  # 24 signed bits
-    return bits >= round(rate * 2**24) - 2**23
+    return ((bits ^ _shifted(bits, 32)) * _M2) >> 40

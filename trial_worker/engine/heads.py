@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -26,19 +27,25 @@ class Reader(Protocol):
 class SlotHead(nn.Module):
     """A trained module of which each slot has its own weights; takes the module's place while units train.
 
-    weights: slot -> the module's parameters by their own names. Inputs and output have rows first.
+    weights: slot -> the module's parameters by their own names. Inputs and output have rows first. dropout: of the
+    inputs, where the module has one of its own, which would draw for all slots alike.
     """
 
-    def __init__(self, template: nn.Module, weights: Mapping[int, Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self, template: nn.Module, weights: Mapping[int, Mapping[str, Tensor]], dropout: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.template = template
         self.weights = weights
+        self.dropout = dropout
 
     def forward(self, *inputs: Any) -> Tensor:
         stream = current()
         if stream is None:
             plain: Tensor = self.template(*inputs)
             return plain
+        if self.dropout is not None:
+            inputs = (self.dropout(inputs[0]), *inputs[1:])
         outputs: list[Tensor] = []
         for bound in stream.row_bounds:
             weights = dict(self.weights[bound.slot])
@@ -108,7 +115,7 @@ def read_tokens(model: PreTrainedModel) -> Reader:
         assert batch.positions is not None
         states: Tensor = model.base_model(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
         chosen = states.flatten(0, 1).index_select(0, batch.positions)
-        return Answers(*head_loss(chosen, head.weight, head.bias, batch.targets))
+        return head_loss(chosen, head.weight, head.bias, batch.targets, batch.smoothing)
 
     return read
 
@@ -129,8 +136,7 @@ def reading_logits(model: PreTrainedModel) -> Iterator[Reader]:
         assert batch.positions is not None
         chosen[:] = [batch.positions]
         out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        said = answers(out.squeeze(0), batch)
-        return Answers(said.nats, said.hits)
+        return replace(answers(out.squeeze(0), batch), logits=None)
 
     head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(pick)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
@@ -16,7 +16,8 @@ from trial_worker.engine.lora import Factors, SlotLinear
 from trial_worker.engine.lora_grouped import Stack
 from trial_worker.engine.memory import Layout, Memory
 from trial_worker.engine.narrow import Reads
-from trial_worker.engine.survey import Kind, Survey, head_weights, resolve_alpha, survey
+from trial_worker.engine.noise import SlotDropout, noise_in_place
+from trial_worker.engine.survey import Head, Kind, Survey, head_weights, lora_scale, survey
 
 RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
 
@@ -35,6 +36,7 @@ class Network:
         self._heads = head_weights(self.survey.heads)
         self._head_views: dict[str, dict[int, Mapping[str, Tensor]]] = {one.prefix: {} for one in self.survey.heads}
         self._open: dict[int, Settings] = {}
+        self._drops = any(type(part) is nn.Dropout for part in self.survey.model.modules())
         self.memory = self._memory(rank=0)
         self._installed = ExitStack()
         self._reader: Reader | None = None
@@ -72,7 +74,14 @@ class Network:
         return self._reader
 
     def open(self, slot: int, settings: Settings, seed: int) -> None:
-        """A unit takes a slot: fresh weights from its seed alone, PEFT's for LoRA, transformers' for a head."""
+        """A unit takes a slot: fresh weights from its seed alone, PEFT's for LoRA, transformers' for a head.
+
+        Raises:
+            ValueError: its settings ask for what this model does not have.
+        """
+        if settings.dropout and not self._drops:
+            name = type(self.base.model).__name__
+            raise ValueError(f"dropout: {name} has none but in its attention; lora_dropout is the adapters' own")
         if self.grows(settings.lora_rank):
             self._grow(_whole(settings.lora_rank))
         self._enter(slot, settings)
@@ -95,8 +104,7 @@ class Network:
         self._open.pop(slot, None)
 
     def _enter(self, slot: int, settings: Settings) -> None:
-        alpha = resolve_alpha(settings.lora_alpha, settings.lora_rank)
-        self.memory.open(slot, settings.lora_rank, alpha / settings.lora_rank, settings.lora_dropout)
+        self.memory.open(slot, settings.lora_rank, lora_scale(settings), settings.lora_dropout)
         self._open[slot] = settings
         weights = self.memory.layout.head_views(self.memory.weights[slot])
         gradients = self.memory.layout.head_views(self.memory.gradients[slot])
@@ -141,6 +149,12 @@ class Network:
 
     @contextmanager
     def _in_place(self) -> Iterator[Reader]:
+        # noise first: the heads' templates have dropouts of their own, which see one slot's rows only
+        with noise_in_place(self.survey.model, self._open), self._adapters_in_place() as reader:
+            yield reader
+
+    @contextmanager
+    def _adapters_in_place(self) -> Iterator[Reader]:
         model, before = self.survey.model, {}
         mean = None
         try:
@@ -148,7 +162,7 @@ class Network:
                 before[site.name] = model.get_submodule(site.name)
                 model.set_submodule(site.name, SlotLinear(before[site.name], number, site.name, self))
             for head in self.survey.heads:
-                own = SlotHead(head.template, self._head_views[head.prefix])
+                own = self._head(head)
                 if head.name:
                     before[head.name] = model.get_submodule(head.name)
                     model.set_submodule(head.name, own)
@@ -158,7 +172,7 @@ class Network:
                 yield read_mean(model, mean)
             elif self.kind.classes:
                 yield read_family(model)
-            elif self.base.plain_head and type(model.get_output_embeddings()) is torch.nn.Linear:  # type: ignore[no-untyped-call]
+            elif self.base.plain_head and type(model.get_output_embeddings()) is nn.Linear:  # type: ignore[no-untyped-call]
                 yield read_tokens(model)
             else:
                 with reading_logits(model) as reader:
@@ -166,6 +180,11 @@ class Network:
         finally:
             for name, module in before.items():
                 model.set_submodule(name, module)
+
+    def _head(self, head: Head) -> SlotHead:
+        drops = any(type(part) is nn.Dropout for part in head.template.modules())
+        dropout = SlotDropout(head.prefix, self._open) if drops else None
+        return SlotHead(head.template, self._head_views[head.prefix], dropout)
 
 
 def _whole(rank: int) -> int:

@@ -13,6 +13,7 @@ from trial_worker.engine import optimizer
 from trial_worker.engine.base import Base
 from trial_worker.engine.capacity import Capacity, Group, free_bytes, slots_within
 from trial_worker.engine.errors import UnitStopped, is_out_of_memory, leaves_no_device
+from trial_worker.engine.losses import Bundle, training_loss
 from trial_worker.engine.micro_step import MicroStep, lay_out
 from trial_worker.engine.network import Network
 from trial_worker.engine.slot import Slot
@@ -220,7 +221,7 @@ class Pack:
             Tokens computed for each slot; or the end of the unit of which a single row does not fit.
         """
         while True:
-            lengths = {slot.place: [slot.items[row].length for row in slot.waiting] for slot in slots}
+            lengths = {slot.place: [slot.size(bundle) for bundle in slot.waiting] for slot in slots}
             spent = dict.fromkeys(slots, 0)
             waiting = {slot.place: list(slot.waiting) for slot in slots}
             groups = self.capacity.groups(lengths, {slot.place: slot.unit.most_rows for slot in slots})
@@ -252,28 +253,29 @@ class Pack:
         reason = f"one row of {tokens} tokens does not fit into the device's memory ({note})"
         return [self._end(slot, Outcome.INFEASIBLE, reason)]
 
-    def _lay_out(self, group: Group, waiting: dict[int, list[int]]) -> MicroStep:
+    def _lay_out(self, group: Group, waiting: dict[int, list[Bundle]]) -> MicroStep:
         parts = [(self._slots[place], [waiting[place][i] for i in chosen]) for place, chosen in group.items()]
         assert self._network is not None
-        return lay_out(parts, int(self.base.tokenizer.pad_token_id or 0), self.base.device, self._network.reads)
+        return lay_out(parts, self.base, self._network.reads)
 
     def _gradients(self, step: MicroStep) -> None:
         """Forward and backward; each slot's loss is divided by the weight of its whole effective batch."""
         assert self._network is not None
         with computing(step.stream):
-            nats = step.by_slot(self._network.read(step.batch).nats)
-            weights = torch.tensor([slot.batch_weight for slot, _ in step.parts], device=nats.device)
-            torch.autograd.backward((nats / weights).sum())
-        for (slot, rows), value in zip(step.parts, nats.tolist(), strict=True):
-            slot.computed(rows, value)
+            said = self._network.read(step.batch)
+            losses = step.by_slot(training_loss(said, step.batch, step.compared))
+            weights = torch.tensor([slot.batch_weight * slot.copies for slot, _ in step.parts], device=losses.device)
+            torch.autograd.backward((losses / weights).sum())
+        for (slot, samples), value in zip(step.parts, step.by_slot(said.nats.detach()).tolist(), strict=True):
+            slot.computed(samples, value)
 
     @torch.inference_mode()
     def _scores(self, step: MicroStep) -> None:
         assert self._network is not None
         with computing(step.stream):
             scores = score(self._network.read(step.batch), step.batch)
-        for (slot, rows), part in zip(step.parts, step.split(scores), strict=True):
-            slot.scored(rows, part)
+        for (slot, samples), part in zip(step.parts, step.split(scores), strict=True):
+            slot.scored(samples, part)
 
     def _spend(self, tokens: dict[Slot, int], seconds: float) -> None:
         """Divide the device's time among those it went into."""

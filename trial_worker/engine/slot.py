@@ -18,6 +18,7 @@ from trial_worker.engine.batches import effective_batches, epoch_order, steps_pe
 from trial_worker.engine.clock import Clock
 from trial_worker.engine.dropout import row_keys
 from trial_worker.engine.errors import UnitStopped
+from trial_worker.engine.losses import Bundle, Sample, bundles, share_of
 from trial_worker.engine.network import Network
 from trial_worker.engine.scores import pack_predictions
 from trial_worker.engine.state import Position
@@ -28,7 +29,7 @@ from trial_worker.tasks.rows import Rows
 class Slot:
     """A unit that trains. It waits for rows to be computed: of its effective batch, or of its validation part.
 
-    waiting: numbers of those rows, in order. evaluating: which of the two. finished: nothing is left to do.
+    waiting: those rows, in order. evaluating: which of the two. finished: nothing is left to do.
     """
 
     def __init__(self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network) -> None:
@@ -43,11 +44,13 @@ class Slot:
         self.clock = Clock()
         self.clock.limit(unit.seconds_left)
         self.at = Position()
-        self.waiting: list[int] = []
+        self.waiting: list[Bundle] = []
         self.evaluating = False
         self._pin = base.pin
         self._task = rows.task
         self._network = network
+        if self.compares and not rows.task.labels:
+            raise ValueError("mixup_alpha and r_drop_alpha compare logits of classes: a language model has none")
         self._batches: list[list[int]] = []  # of this epoch, still to come
         self._nats = 0.0  # of the effective batch, so far
         self._scores: dict[int, tuple[Scores, int]] = {}
@@ -90,9 +93,35 @@ class Slot:
             self.items[row].length for row in self.unit.validation
         )
 
-    def keys(self, rows: Sequence[int]) -> Tensor:
-        """(rows,) int64, for the dropout of these rows at the step under way."""
-        return row_keys(self.unit.seed, self.at.step + 1, rows)
+    @property
+    def draws(self) -> bool:
+        """Whether anything random belongs to its rows now."""
+        chosen = self.settings
+        rates = (chosen.lora_dropout, chosen.dropout, chosen.neftune_alpha, chosen.token_dropout)
+        return not self.evaluating and any(rates)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss of a row depends on others."""
+        return not self.evaluating and any((self.settings.mixup_alpha, self.settings.r_drop_alpha))
+
+    @property
+    def copies(self) -> int:
+        """How often a step computes each row."""
+        return 2 if self.settings.r_drop_alpha else 1
+
+    def size(self, bundle: Bundle) -> int:
+        """Tokens."""
+        return sum(self.items[row].length for row, _ in bundle)
+
+    def keys(self, samples: Sequence[Sample]) -> Tensor:
+        """(samples,) int64, for what is drawn for these at the step under way."""
+        rows, copies = zip(*samples, strict=True)
+        return row_keys(self.unit.seed, self.at.step + 1, rows, copies)
+
+    def share(self, bundle: Bundle) -> float:
+        """Of itself in each of its rows, where they are mixed at the step under way."""
+        return share_of(bundle, self.settings, self.unit.seed, self.at.step + 1)
 
     # --- its course ---------------------------------------------------------------------------------------------
 
@@ -114,23 +143,27 @@ class Slot:
     def _next_batch(self) -> None:
         self._nats = 0.0
         if self._batches:
-            self.waiting = list(self.batch)
+            self.waiting = self._bundles()
         else:
-            self.waiting = sorted(self.unit.validation, key=lambda row: (-self.items[row].length, row))
+            rows = sorted(self.unit.validation, key=lambda row: (-self.items[row].length, row))
+            self.waiting = [((row, 0),) for row in rows]
             self.evaluating, self._scores = True, {}
+
+    def _bundles(self) -> list[Bundle]:
+        return bundles(self.batch, self.settings, self.unit.seed, self.at.step + 1)
 
     def restart_batch(self) -> None:
         """What was computed of the effective batch is void: a go that broke off left only part of its gradients."""
         if self.evaluating:
             return
         self._network.memory.gradients[self.place].zero_()
-        self._nats, self.waiting = 0.0, list(self.batch)
+        self._nats, self.waiting = 0.0, self._bundles()
 
-    def computed(self, rows: Sequence[int], nats: float) -> None:
-        """Forward and backward of these rows of the effective batch are done; nats: summed over them."""
-        self._nats += nats
-        done = set(rows)
-        self.waiting = [row for row in self.waiting if row not in done]
+    def computed(self, samples: Sequence[Sample], nats: float) -> None:
+        """Forward and backward of these rows of the effective batch are done; nats: summed over the samples."""
+        self._nats += nats / self.copies
+        done = set(samples)
+        self.waiting = [bundle for bundle in self.waiting if bundle[0] not in done]
 
     def step(self, norm: float) -> Progress:
         """The effective batch is complete: one optimizer step. norm: of its gradients.
@@ -157,10 +190,10 @@ class Slot:
         self._next_batch()
         return Progress(unit=self.unit.unit, epoch=self.at.epoch + 1, step=number, steps=steps, loss=loss)
 
-    def scored(self, rows: Sequence[int], scores: Scores) -> None:
+    def scored(self, samples: Sequence[Sample], scores: Scores) -> None:
         """These validation rows are scored, in this order."""
-        self._scores.update({row: (scores, place) for place, row in enumerate(rows)})
-        self.waiting = [row for row in self.waiting if row not in self._scores]
+        self._scores.update({row: (scores, place) for place, (row, _) in enumerate(samples)})
+        self.waiting = [bundle for bundle in self.waiting if bundle[0][0] not in self._scores]
 
     def end_epoch(self) -> EpochDone:
         """The epoch's results, its checkpoint written before anybody hears of it.

@@ -68,7 +68,7 @@ def identity(unit: TrainUnit, pin: ModelPin) -> str:
     return digest(
         {
             "seed": unit.seed,
-            "settings": asdict(unit.settings),
+            "settings": unit.settings.identity(),
             "train": unit.train,
             "validation": unit.validation,
             "model": model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,18 +33,26 @@ MEAN_HEAD = "head"  # where a mean-pooled encoder has its head; it is none of th
 class Kind:
     """What units must have in common to share a pack.
 
-    targets: as `Settings.target_modules`. pooling: "first" or "mean" of a classifier, "" of a language model.
+    targets: as `Settings.target_modules`; None: no adapters, the head alone. top_layers: as `Settings.top_layers`.
+    pooling: "first" or "mean" of a classifier, "" of a language model.
     """
 
-    targets: str | tuple[str, ...]
+    targets: str | tuple[str, ...] | None
     pooling: str
     classes: int
+    top_layers: int = 0
 
     @classmethod
     def of(cls, base: Base, settings: Settings, classes: int) -> Kind:
         """The kind of a unit; classes: 0 for a language model."""
         pooling = base.pin.pooling if settings.pooling == "auto" else settings.pooling
-        return cls(settings.target_modules, pooling if classes else "", classes)
+        adapted = settings.method != "head"
+        return cls(
+            targets=settings.target_modules if adapted else None,
+            pooling=pooling if classes else "",
+            classes=classes,
+            top_layers=settings.top_layers if adapted else 0,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def survey(base: Base, kind: Kind) -> Survey:
     """Ask PEFT; the base is afterwards as it was.
 
     Raises:
-        ValueError: the model has no layer that `target_modules` names.
+        ValueError: the model has no layer that `target_modules` names, or nothing would be trained.
     """
     mean = kind.pooling == "mean"
     model = cast(PreTrainedModel, base.model.base_model) if mean else base.model
@@ -96,7 +105,20 @@ def survey(base: Base, kind: Kind) -> Survey:
         hidden = int(base.model.config.get_text_config().hidden_size)
         template = MeanHead(hidden, kind.classes, base.pin.normalize).requires_grad_(False)
         heads.append(Head("", MEAN_HEAD, template))
+    sites = [] if kind.targets is None else [site for site in sites if _is_top(model, site.name, kind.top_layers)]
+    if not sites and not heads:
+        raise ValueError("method head needs a classifier's head, and this model has none: use method lora")
     return Survey(model, tuple(sites), tuple(heads))
+
+
+def _is_top(model: PreTrainedModel, name: str, count: int) -> bool:
+    """Whether a module stands in the last `count` layers of its list, or in none; 0: it always does."""
+    parts = name.split(".")
+    for end in range(1, len(parts)) if count else ():
+        layers = model.get_submodule(".".join(parts[:end]))
+        if isinstance(layers, nn.ModuleList) and len(layers) > 1:
+            return int(parts[end]) >= len(layers) - count
+    return True
 
 
 def _found(wrapped: peft.PeftModel) -> tuple[list[Site], list[Head]]:
@@ -119,7 +141,7 @@ def lora_config(base: Base, kind: Kind, *, rank: int, alpha: float, dropout: flo
     """
     mean = kind.pooling == "mean"
     model = cast(PreTrainedModel, base.model.base_model) if mean else base.model
-    targets = kind.targets
+    targets = kind.targets or "all-linear"
     if not isinstance(targets, str):
         _refuse_unknown(model, targets)
     # mean pooling never reads the pooler; LoRA on it would be dead weight in every export
@@ -168,6 +190,13 @@ def resolve_alpha(alpha: float | str, rank: int) -> float:
         return float(text[:-1].rstrip(" *") or 1) * rank if text.endswith("r") else float(text)
     except ValueError:
         raise ValueError(f"lora_alpha must be a number or a multiple of the rank such as 2r, got {alpha!r}") from None
+
+
+def lora_scale(settings: Settings) -> float:
+    """What a LoRA update is multiplied by. rslora: Kalajdzievski 2023, arXiv 2312.03732."""
+    rank = settings.lora_rank
+    alpha = resolve_alpha(settings.lora_alpha, rank)
+    return alpha / (math.sqrt(rank) if settings.lora_scaling == "rslora" else rank)
 
 
 def head_weights(heads: Sequence[Head]) -> tuple[HeadWeight, ...]:

@@ -55,6 +55,7 @@ class Batch:
     targets: (targets,) int64, the items' targets one after another.
     positions: (targets,) int64 into rows * length; None where each row has one output.
     owners: (targets,) int64, the row of each target.
+    smoothing: (targets,) float32, how much of each target's weight is spread over all outputs; None: nothing.
     """
 
     ids: Tensor
@@ -62,6 +63,7 @@ class Batch:
     targets: Tensor
     positions: Tensor | None
     owners: Tensor
+    smoothing: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -74,11 +76,13 @@ class Answers:
 
     nats: (targets,) float64, negative log-likelihood. hits: (targets,) bool, whether it was the most likely output.
     logits: (targets, classes) of a classifier; None of a language model, whose logits are never all there.
+    smoothed: (targets,) float64, what training makes small instead of `nats`, where targets are smoothed.
     """
 
     nats: Tensor
     hits: Tensor
     logits: Tensor | None = None
+    smoothed: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,11 @@ def answers(logits: Tensor, batch: Batch) -> Answers:
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     nats = torch.nn.functional.cross_entropy(wide, batch.targets, reduction="none").double()
-    return Answers(nats, logits.argmax(-1) == batch.targets, logits)
+    smoothed = None
+    if batch.smoothing is not None:  # Szegedy et al. 2016, arXiv 1512.00567, section 7
+        spread = -wide.log_softmax(-1).mean(-1).double()
+        smoothed = torch.lerp(nats, spread, batch.smoothing.double())
+    return Answers(nats, logits.argmax(-1) == batch.targets, logits, smoothed)
 
 
 def score(said: Answers, batch: Batch) -> Scores:
