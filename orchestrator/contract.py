@@ -240,6 +240,8 @@ class OpenStudy:
     model: ModelPin
     data: str  # path of the snapshot's JSONL on this machine
     labels: tuple[str, ...]  # class names in logit order; empty unless the task is classification
+    shots: int = 4  # rows, or rows of each class, that the baseline few-shot shows
+    template: str = "{text}\n{label}"  # of a row in a prompt for classification
 
 
 @dataclass(frozen=True, kw_only=True)

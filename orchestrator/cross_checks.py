@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import hyperparameters, models, objective, readers, space
+from orchestrator import baselines, hyperparameters, models, objective, readers, space
 from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.epochs import shareable
@@ -34,6 +34,7 @@ def check(
     problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
     problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
     problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
+    problems += _baselines(doc, raw)
     task = raw.get("task")
     if task in ("classification", "causal_lm"):
         problems += _columns(doc, raw, task)
@@ -125,6 +126,22 @@ def _shared_epochs(
         rule = "'share_epochs' needs a learning rate that does not depend on the number of epochs"
         help = "write training: {lr_schedule: constant, warmup_ratio: 0}, or warmup_steps instead of warmup_ratio"
         yield doc.problem(("share_epochs",), "share-epochs", f"{rule} — got {', '.join(wrong)}", help)
+
+
+def _baselines(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
+    given, task = raw.get("baselines"), raw.get("task")
+    place: Path_ = ("baselines", "run") if isinstance(given, dict) else ("baselines",)
+    names = given.get("run") if isinstance(given, dict) else given
+    known = baselines.OF_TASK.get(task, {}) if isinstance(task, str) else {}
+    if not isinstance(names, list) or not known:
+        return
+    for index, name in enumerate(names):
+        if name not in known:
+            message = f"no baseline of task {task}: {hyperparameters.show(name)}"
+            help = hyperparameters.did_you_mean(str(name), known)
+            yield doc.problem((*place, index), "baselines", message, help)
+    if len({str(name) for name in names}) < len(names):
+        yield doc.problem(place, "baselines", "a baseline is named twice")
 
 
 def _method(

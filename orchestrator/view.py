@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import objective, reading, words
+from orchestrator import baselines, objective, reading, words
 from orchestrator.console import short
 from orchestrator.reading import View
 from orchestrator.records import TrialRecord
@@ -99,9 +99,10 @@ def _trial_row(seen: View, trial: TrialRecord) -> list[RenderableType]:
     dots = "●" * done + "◐" * leased + "○" * (total - done - leased)
     epochs = sum(result.epoch for result in seen.trial_results(trial))
     value = words.number(trial.value) if trial.value is not None else _so_far(seen, trial)
-    label = "default" if trial.is_default else ("–" if trial.number is None else str(trial.number))
+    label = trial.name if trial.is_default or trial.is_baseline or trial.number is not None else "–"
     cells: list[RenderableType] = [label, Text(trial.state, style=STYLES[trial.state]), dots, str(epochs), value]
-    return cells + [escape(short(trial.shown.get(name))) for name in seen.record.spec.search.space]
+    shown = {} if trial.is_baseline else trial.shown
+    return cells + [escape(short(shown[name])) if name in shown else "" for name in seen.record.spec.search.space]
 
 
 def _so_far(seen: View, trial: TrialRecord) -> str:
@@ -145,12 +146,37 @@ def result(seen: View) -> RenderableType:
         table.add_column(_column_title(trial, best), justify="right", style="green" if trial is best else "")
     for label, cells in _result_rows(seen, beside):
         table.add_row(label, *cells)
-    return Group(table, *[Text(line) for line in conclusions(seen)])
+    measured = [_measured(seen, beside)] if any(trial.is_baseline for trial in seen.trials) else []
+    return Group(*measured, table, *[Text(line) for line in conclusions(seen)])
+
+
+def _measured(seen: View, beside: Sequence[TrialRecord]) -> Table:
+    """Baselines first, then the fine-tunes, on the same folds."""
+    table = Table(title="On the same folds", title_justify="left", title_style="bold", box=None, header_style="dim")
+    table.add_column("")
+    names = list(reading.describe(seen, beside[0])["metrics"])
+    for name in names:
+        table.add_column(name, justify="right")
+    for each in reading.baselines(seen):
+        label = baselines.meaning(seen.record.spec.task, each["name"])
+        if each["metrics"] is None:
+            why = each["reason"] or each["state"]
+            table.add_row(f"{label}[dim]: {escape(why)}[/dim]", style="dim")
+        else:
+            table.add_row(label, *[words.number(each["metrics"].get(name)) for name in names])
+    for trial in reversed(beside):
+        metrics = reading.describe(seen, trial)["metrics"]
+        label = "the default configuration" if trial.is_default else f"trial {trial.name}"
+        table.add_row(
+            label, *[words.number(metrics[name]) for name in names], style="bold" if trial is seen.best else ""
+        )
+    return table
 
 
 def _judged(seen: View) -> tuple[int, int]:
     """How many configurations were judged, and how many of these racing stopped."""
-    judged = [t.state for t in seen.trials if t.state in ("complete", "stopped") and t.duplicate_of is None]
+    tuned = [trial for trial in seen.trials if not trial.is_baseline]
+    judged = [t.state for t in tuned if t.state in ("complete", "stopped") and t.duplicate_of is None]
     return len(judged), judged.count("stopped")
 
 
@@ -190,7 +216,9 @@ def conclusions(seen: View) -> list[str]:
         ]
         share = f"{sum(losses)} of {len(losses)} folds"
         lines.append(f"Trial {best.name} has a lower loss than the default configuration on {share}.")
-    if record.floor:
+    if (named := words.best_baseline(record, seen.trials)) is not None:
+        lines.append(words.against_baseline(record, best, named))
+    elif record.floor:
         accuracy = words.number(record.floor["accuracy"])
         loss = words.number(record.floor["validation_loss"])
         lines.append(f"Class frequencies alone reach loss {loss} and accuracy {accuracy} on the same folds.")

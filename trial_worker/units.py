@@ -60,6 +60,8 @@ def open_message(taken: Taken) -> OpenStudy:
         model=record.model,
         data=str(taken.data),
         labels=record.labels,
+        shots=record.spec.baselines.shots,
+        template=record.spec.baselines.template,
     )
 
 

@@ -22,6 +22,7 @@ model: {{path: ./model}}
 task: classification
 data: {{path: rows.jsonl}}
 cross_validation: {{folds: {folds}}}
+baselines: []
 search:
   sampler: {sampler}
   space:

@@ -6,11 +6,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from time import monotonic
 
+import numpy as np
 import torch
 
+from orchestrator import baselines
 from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
+from trial_worker.baselines import Job
 from trial_worker.engine import optimizer
 from trial_worker.engine.base import Base
+from trial_worker.engine.baseline_slot import BaselineSlot
 from trial_worker.engine.capacity import Capacity, Group, free_bytes, slots_within
 from trial_worker.engine.errors import UnitStopped, is_out_of_memory, leaves_no_device
 from trial_worker.engine.losses import Bundle, training_loss
@@ -34,9 +38,15 @@ class Pack:
     while a unit is in a slot.
     """
 
-    def __init__(self, base: Base, rows: Rows, slots: int | None = None) -> None:
+    def __init__(
+        self, base: Base, rows: Rows, slots: int | None = None, *, shots: int = 4, template: str = "{text}\n{label}"
+    ) -> None:
+        """shots, template: of baselines that prompt, see `trial_worker.baselines`."""
         self.base = base
         self.rows = rows
+        self._prompting = {"shots": shots, "template": template}
+        self._baselines: list[BaselineSlot] = []
+        self._embeddings: dict[int, np.ndarray] = {}
         self.slots = slots or SLOTS.get(base.device.type, 1)
         # where a language model's logits are all there at once, they decide how many tokens fit
         whole = not rows.task.labels and not base.plain_head
@@ -51,7 +61,7 @@ class Pack:
     @property
     def free(self) -> int:
         """Slots without a unit."""
-        return self.slots - len(self._slots) - len(self._new)
+        return self.slots - len(self._slots) - len(self._new) - len(self._baselines)
 
     def add(self, unit: TrainUnit) -> None:
         """Give a free slot this unit; nothing is computed yet.
@@ -69,6 +79,8 @@ class Pack:
         A unit that raises ends as an event with the evidence; the others go on as if it had never been there.
         """
         events = self._admit()
+        for baseline in list(self._baselines):
+            events += self._advance(baseline)
         for slot in [slot for slot in self._slots.values() if slot.between_epochs]:
             events += self._next_epoch(slot)
         if training := [slot for slot in self._slots.values() if not slot.evaluating]:
@@ -85,6 +97,9 @@ class Pack:
         for new in [new for new in self._new if new.unit == unit]:
             self._new.remove(new)
             return [new.ended(Outcome.DROPPED, reason, checkpoint=new.resume if keep else None)]
+        for baseline in [baseline for baseline in self._baselines if baseline.unit.unit == unit]:
+            self._baselines.remove(baseline)
+            return [baseline.unit.ended(Outcome.DROPPED, reason)]
         for slot in [slot for slot in self._slots.values() if slot.unit.unit == unit]:
             checkpoint = slot.checkpoint() if keep else None
             return [self._end(slot, Outcome.DROPPED, reason, checkpoint=checkpoint)]
@@ -106,11 +121,27 @@ class Pack:
         events: list[PackEvent] = []
         while self._new:
             unit = self._new[0]
+            if baselines.name_of(unit.settings):
+                self._new.pop(0)
+                job = Job(unit, self.base, self.rows, embeddings=self._embeddings, **self._prompting)
+                self._baselines.append(BaselineSlot(job))
+                continue
             kind = Kind.of(self.base, unit.settings, len(self.rows.task.labels))
             if self._slots and (self._network is not self._networks.get(kind) or self._too_wide(unit)):
                 break
             self._new.pop(0)
             events += self._begin(unit, kind)
+        return events
+
+    def _advance(self, baseline: BaselineSlot) -> list[PackEvent]:
+        try:
+            events: list[PackEvent] = [*baseline.advance()]
+        except Exception as error:
+            if leaves_no_device(error):
+                raise
+            events = [_failed(baseline.unit, error)]
+        if any(isinstance(event, UnitEnded) for event in events):
+            self._baselines.remove(baseline)
         return events
 
     def _too_wide(self, unit: TrainUnit) -> bool:
@@ -301,4 +332,4 @@ def open_study(study: OpenStudy, device: torch.device) -> Pack:
     task = task_named(study.task, study.labels)
     rows = read_snapshot(study.data)
     base = Base.load(study.model, task.family, len(task.labels), device)
-    return Pack(base, Rows(task, rows, base.tokenizer))
+    return Pack(base, Rows(task, rows, base.tokenizer), shots=study.shots, template=study.template)

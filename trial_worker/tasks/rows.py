@@ -28,6 +28,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def raw(self) -> Sequence[Row]:
+        """The rows as the snapshot has them, by row number."""
+        return self._rows
+
     def items(self, max_length: int) -> list[Item]:
         """All rows, each of at most `max_length` tokens."""
         if max_length not in self._cut:
