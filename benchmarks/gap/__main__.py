@@ -55,7 +55,7 @@ def measure(study: Path, workers: int, log: Path, storage: str) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; 1 where the median is not under the limit."""
+    """Run it; 1 where more than one gap in twenty is not under the limit."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gap", description=__doc__)
     parser.add_argument("study", type=Path, help="a study file")
     parser.add_argument("--workers", type=int, default=1, help="on this machine's CPU; default 1")
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             postgres.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    middle = quantile(found, 0.5)
-    holds = middle is not None and middle < LIMIT
+    most = quantile(found, 0.95)
+    holds = most is not None and most < LIMIT
     told = {"benchmark": "gap", "study": chosen.study.stem, "workers": chosen.workers, "holds": holds}
     where = {"machine": {**machine(), "load_before": load}, "versions": versions()}
     print(json.dumps({**told, "seconds": spread(found), **where}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from statistics import median
 
 from sqlalchemy import Engine
 
@@ -25,7 +24,7 @@ def test_the_next_units_first_step_begins_within_100_ms_of_the_last_ones_end(tmp
     (tmp_path / "log").mkdir()
     found = measure(grid_study(tmp_path, epochs=40), 1, tmp_path / "log", storage)
     assert len(found) == UNITS - 1
-    assert median(found) < LIMIT, found
+    assert sorted(found)[-2] < LIMIT, found  # one may meet whatever else the machine does
 
 
 def test_a_unit_is_taken_seconds_ahead_and_not_sooner(engine: Engine, storage: str, tmp_path: Path) -> None:

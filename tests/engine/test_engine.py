@@ -471,7 +471,6 @@ def test_progress_forecasts_the_evaluation_and_the_epochs_to_come(
         told += [event for event in pack.advance() if isinstance(event, Progress)]
     steps = len(told) // 2
     assert told[0].to_go > steps  # more than its first epoch takes
-    assert all(later.to_go < sooner.to_go for sooner, later in itertools.pairwise(told[:steps]))
     assert 0 < told[-1].to_go < steps / 2  # the evaluation
 
 
