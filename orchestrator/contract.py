@@ -337,6 +337,7 @@ class Progress:
     step: int
     steps: int  # of the whole unit
     loss: float  # training loss of the last step, nats
+    to_go: float  # seconds until the unit's end, at its pace so far
 
 
 @dataclass(frozen=True, kw_only=True)

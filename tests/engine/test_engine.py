@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.contract import EpochDone, Outcome, TrainUnit, UnitEnded
+from orchestrator.contract import EpochDone, Outcome, Progress, TrainUnit, UnitEnded
 from tests import tiny_models
 from trial_worker.engine import Base, Pack, Rows, UnusableModel, micro_step
-from trial_worker.engine.clock import Clock
+from trial_worker.engine.clock import Clock, Forecast
 from trial_worker.engine.errors import UnitStopped
 from trial_worker.engine.slot import Slot
 from trial_worker.tasks import CausalLm, Classification
@@ -447,6 +448,30 @@ def test_a_limit_counts_from_the_start_of_the_running_epoch() -> None:
     with pytest.raises(UnitStopped, match="10 s are left"):
         clock.demand(90)
     clock.demand(10)
+
+
+def test_a_units_end_is_forecast_from_its_pace() -> None:
+    forecast = Forecast(began=100.0, work=60, left=60)
+    assert forecast.to_go(now=105.0) == math.inf
+    forecast.did(20)
+    assert forecast.to_go(now=110.0) == 20.0
+    forecast.did(40)
+    assert forecast.to_go(now=130.0) == 0.0
+
+
+def test_progress_forecasts_the_evaluation_and_the_epochs_to_come(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr("trial_worker.engine.slot.monotonic", lambda: float(next(seconds)))  # one a step
+    pack = pack_of("bert", folders)
+    pack.add(tiny_models.unit(epochs=2))
+    told: list[Progress] = []
+    while pack.free < pack.slots:
+        told += [event for event in pack.advance() if isinstance(event, Progress)]
+    steps = len(told) // 2
+    assert told[0].to_go > steps  # more than its first epoch takes
+    assert 0 < told[-1].to_go < steps / 2  # the evaluation
 
 
 def test_an_epoch_that_is_over_leaves_less_for_the_next() -> None:
