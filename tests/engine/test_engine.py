@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator import reach
 from orchestrator.contract import EpochDone, Outcome, TrainUnit, UnitEnded
 from tests import tiny_models
 from trial_worker.engine import Base, Pack, Rows, UnusableModel, micro_step
@@ -387,6 +388,12 @@ def test_positions_beyond_the_model_are_refused_only_where_a_row_needs_them(fold
     assert "at most 37" in end.reason
     _, end, _ = train(Pack(base, Rows(task, long, base.tokenizer)), tiny_models.unit(max_length=37, epochs=1))
     assert end.outcome == Outcome.DONE
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "t5"])
+def test_launch_reads_off_the_files_how_far_the_model_reaches(name: str, folders: dict[str, Path]) -> None:
+    base = Base.load(tiny_models.pin(folders[name]), "causal" if name in DECODERS else "sequence", 3)
+    assert reach.tokens(folders[name]) == base.limit
 
 
 # --- models that must not be used --------------------------------------------------------------------------
