@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import dataset, folds, models, readers, sizes, stores
+from orchestrator import dataset, folds, models, reach, readers, sizes, stores
 from orchestrator.contract import ModelPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
@@ -36,7 +36,7 @@ def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
         if problems:
             raise BadInput(problems)
         caution = f"{source.path!r} is a dataset of the hub: its rows are checked at launch"
-        return None, [caution, *models.cautions(loaded.spec.model)]
+        return None, [caution, *_model_cautions(loaded)]
     return read(loaded)
 
 
@@ -56,7 +56,7 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
         raise BadInput(problems)
     if not wanted.cross_validation.stratify:
         cautions = []
-    return snapshot, [*snapshot.cautions, *cautions, *models.cautions(wanted.model)]
+    return snapshot, [*snapshot.cautions, *cautions, *_model_cautions(loaded)]
 
 
 def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
@@ -79,12 +79,18 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         groups=snapshot.groups,
     )
     model = models.pin(loaded.spec.model, loaded.folder)
+    if model.origin == "hub":
+        cautions = [*cautions, *reach.cautions(loaded.spec, loaded.folder, model)]
     return Prepared(loaded=loaded, snapshot=snapshot, plan=plan, model=model), [*cautions, *_size_cautions(loaded)]
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:
     found = models.check(loaded.spec.model, loaded.folder, loaded.document.file)
     return [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+
+
+def _model_cautions(loaded: LoadedStudy) -> list[str]:
+    return [*models.cautions(loaded.spec.model), *reach.cautions(loaded.spec, loaded.folder)]
 
 
 def _store_problems(loaded: LoadedStudy) -> list[Problem]:

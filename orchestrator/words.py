@@ -77,7 +77,8 @@ def study_note_of(
         "",
         f"**How.** {SAMPLERS[spec.search.sampler]} proposes, {validation.folds}-fold cross-validation{repeats} "
         f"judges: {spec.objective}, pooled over all validation items. Every trial sees the same folds"
-        + (f"; racing ({spec.racing.rule}) stops those that fall behind." if spec.racing.on else "."),
+        + (f"; racing ({spec.racing.rule}) stops those that fall behind." if spec.racing.on else ".")
+        + (f" One run of {spec.most_epochs} epochs answers for all fewer ones." if spec.share_epochs else ""),
         "",
         "**So far.** "
         + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))

