@@ -133,43 +133,38 @@ def _running(seen: View) -> list[Text]:
 
 
 def result(seen: View) -> RenderableType:
-    """The winner, with the default configuration beside it."""
+    """Baselines and fine-tunes side by side, then the winner with the default configuration beside it."""
     best, default = seen.best, seen.default
     if best is None:
         return Text(f"{seen.record.name}: no trial is complete", style="red")
     beside = [trial for trial in (best, default) if trial is not None and trial.value is not None]
     beside = list({trial.id: trial for trial in beside}.values())
-    title = f"{escape(seen.record.name)}: the best of {_judged(seen)[0]} configurations"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("")
     for trial in beside:
-        table.add_column(_column_title(trial, best), justify="right", style="green" if trial is best else "")
+        table.add_column(_label(trial, best), justify="right", style="green" if trial is best else "")
     for label, cells in _result_rows(seen, beside):
         table.add_row(label, *cells)
-    measured = [_measured(seen, beside)] if any(trial.is_baseline for trial in seen.trials) else []
-    return Group(*measured, table, *[Text(line) for line in conclusions(seen)])
+    return Group(_measured(seen, beside), table, *[Text(line) for line in conclusions(seen)])
 
 
 def _measured(seen: View, beside: Sequence[TrialRecord]) -> Table:
     """Baselines first, then the fine-tunes, on the same folds."""
-    table = Table(title="On the same folds", title_justify="left", title_style="bold", box=None, header_style="dim")
-    table.add_column("")
-    names = list(reading.describe(seen, beside[0])["metrics"])
-    for name in names:
+    title = f"{escape(seen.record.name)}: the best of {_judged(seen)[0]} configurations"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("on the same folds")
+    described = [reading.describe(seen, trial)["metrics"] for trial in beside]
+    for name in described[0]:
         table.add_column(name, justify="right")
     for each in reading.baselines(seen):
         label = baselines.meaning(seen.record.spec.task, each["name"])
         if each["metrics"] is None:
-            why = each["reason"] or each["state"]
-            table.add_row(f"{label}[dim]: {escape(why)}[/dim]", style="dim")
+            table.add_row(f"{label}: {escape(each['reason'] or each['state'])}", style="dim")
         else:
-            table.add_row(label, *[words.number(each["metrics"].get(name)) for name in names])
-    for trial in reversed(beside):
-        metrics = reading.describe(seen, trial)["metrics"]
-        label = "the default configuration" if trial.is_default else f"trial {trial.name}"
-        table.add_row(
-            label, *[words.number(metrics[name]) for name in names], style="bold" if trial is seen.best else ""
-        )
+            table.add_row(label, *[words.number(each["metrics"].get(name)) for name in described[0]])
+    for trial, metrics in reversed(list(zip(beside, described, strict=True))):
+        label, style = _label(trial, beside[0]), "green" if trial is beside[0] else ""
+        table.add_row(label, *[words.number(metrics[name]) for name in described[0]], style=style)
     return table
 
 
@@ -180,17 +175,14 @@ def _judged(seen: View) -> tuple[int, int]:
     return len(judged), judged.count("stopped")
 
 
-def _column_title(trial: TrialRecord, best: TrialRecord) -> str:
+def _label(trial: TrialRecord, best: TrialRecord) -> str:
     name = "default" if trial.is_default else f"trial {trial.number}"
     return f"{name} (best)" if trial is best else name
 
 
 def _result_rows(seen: View, trials: Sequence[TrialRecord]) -> list[tuple[str, list[str]]]:
     described = [reading.describe(seen, trial) for trial in trials]
-    name = seen.record.spec.objective
-    rows = [(f"[bold]{name}[/bold]", [f"[bold]{words.number(item['value'])}[/bold]" for item in described])]
-    others = [metric for metric in described[0]["metrics"] if metric != name]
-    rows += [(metric, [words.number(item["metrics"][metric]) for item in described]) for metric in others]
+    rows = []
     for index, fold in enumerate(described[0]["folds"]):
         repeat = f" (repeat {fold['repeat'] + 1})" if len(seen.record.plan.assignment) > 1 else ""
         losses = [words.number(item["folds"][index]["loss"]) for item in described]

@@ -18,8 +18,8 @@ SAMPLERS = {
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, zeros too, so that columns compare; a dash for nothing."""
-    return "–" if value is None else f"{value:#.4g}"
+    """Four significant digits, zeros too, so that columns compare; a dash for nothing, rounding is no number."""
+    return "–" if value is None else f"{0.0 if abs(value) < 1e-12 else value:#.4g}"
 
 
 def assignment(params: Mapping[str, Any]) -> str:
