@@ -125,9 +125,9 @@ class Settings:
     )
     method: str = hyperparameter(
         "lora",
-        "what is trained: lora (adapters, and the head of a classifier), or head (a classifier's head alone, on frozen "
-        "features)",
-        choices=["lora", "head"],
+        "what is trained: lora (adapters, and the head of a classifier), head (a classifier's head alone, on frozen "
+        "features), or full (the model itself, one unit at a time)",
+        choices=["lora", "head", "full"],
         added=True,
     )
     lora_scaling: str = hyperparameter(
@@ -137,7 +137,11 @@ class Settings:
         added=True,
     )
     top_layers: int = hyperparameter(
-        0, "adapters in so many of the last layers only; 0: in all", low=0, high=10_000, added=True
+        0,
+        "adapters in so many of the last layers only, or with method full only these are trained; 0: all",
+        low=0,
+        high=10_000,
+        added=True,
     )
     dropout: float = hyperparameter(
         0.0,

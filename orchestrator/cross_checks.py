@@ -148,14 +148,17 @@ def _method(
     doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
 ) -> Iterator[Problem]:
     """What adapters are asked for and nothing has any."""
-    if set(entries) != set(written) or _extremes(raw, entries, "method") != ("head",):
+    methods = _extremes(raw, entries, "method") if set(entries) == set(written) else ("lora",)
+    if "lora" in methods:
         return
-    if raw.get("task") == "causal_lm":
+    if methods == ("head",) and raw.get("task") == "causal_lm":
         message = "method head trains a classifier's head, and a language model has none — got task causal_lm"
         yield doc.problem(_place(doc, "method", written), "method", message, "use method lora")
     for name in sorted(ADAPTERS):
-        if (place := _place(doc, name, written)) in doc.places:
-            yield doc.problem(place, "no-effect", f"'{name}' has no effect with method head, which has no adapters")
+        without = "full" not in methods or name != "top_layers"
+        if without and (place := _place(doc, name, written)) in doc.places:
+            message = f"'{name}' has no effect with method {' or '.join(methods)}, which has no adapters"
+            yield doc.problem(place, "no-effect", message)
 
 
 def _compared(

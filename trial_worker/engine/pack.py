@@ -23,6 +23,7 @@ from trial_worker.engine.network import Network
 from trial_worker.engine.slot import Slot
 from trial_worker.engine.stream import computing
 from trial_worker.engine.survey import Kind
+from trial_worker.engine.whole import WholeNetwork
 from trial_worker.tasks import task_named
 from trial_worker.tasks.interface import score
 from trial_worker.tasks.rows import Rows, read_snapshot
@@ -55,8 +56,8 @@ class Pack:
         self._pace: float | None = None
         self._new: list[TrainUnit] = []
         self._slots: dict[int, Slot] = {}  # by their place
-        self._networks: dict[Kind, Network] = {}
-        self._network: Network | None = None  # in the model now
+        self._networks: dict[Kind, Network | WholeNetwork] = {}
+        self._network: Network | WholeNetwork | None = None  # in the model now
 
     @property
     def free(self) -> int:
@@ -127,7 +128,7 @@ class Pack:
                 self._baselines.append(BaselineSlot(job))
                 continue
             kind = Kind.of(self.base, unit.settings, len(self.rows.task.labels))
-            if self._slots and (self._network is not self._networks.get(kind) or self._too_wide(unit)):
+            if self._slots and (kind.whole or self._network is not self._networks.get(kind) or self._too_wide(unit)):
                 break
             self._new.pop(0)
             events += self._begin(unit, kind)
@@ -147,16 +148,22 @@ class Pack:
     def _too_wide(self, unit: TrainUnit) -> bool:
         """Whether the adapters of all slots would not fit with this unit's rank."""
         network, rank = self._network, unit.settings.lora_rank
-        return network is not None and network.grows(rank) and self._slots_within(network, rank) < network.slots
+        return (
+            isinstance(network, Network) and network.grows(rank) and self._slots_within(network, rank) < network.slots
+        )
 
     def _slots_within(self, network: Network, rank: int) -> int:
         return slots_within(self.slots, network.slot_bytes(rank), free_bytes(self.base.device))
 
     def _begin(self, unit: TrainUnit, kind: Kind) -> list[PackEvent]:
         try:
-            network = self._networks.get(kind) or Network(self.base, kind, self.slots)
+            network = self._networks.get(kind) or self._made(kind)
             rank = unit.settings.lora_rank
-            if network.grows(rank) and (fit := self._slots_within(network, rank)) < network.slots:
+            if (
+                isinstance(network, Network)
+                and network.grows(rank)
+                and (fit := self._slots_within(network, rank)) < network.slots
+            ):
                 self.slots, network = fit, Network(self.base, kind, fit)
             self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
@@ -168,6 +175,11 @@ class Pack:
         except Exception as error:
             return [_failed(unit, error)]
         return []
+
+    def _made(self, kind: Kind) -> Network | WholeNetwork:
+        # its memory is as large as four models: nothing of it stays for the next unit
+        self._networks = {known: network for known, network in self._networks.items() if not known.whole}
+        return WholeNetwork(self.base, kind) if kind.whole else Network(self.base, kind, self.slots)
 
     def _next_epoch(self, slot: Slot) -> list[PackEvent]:
         try:

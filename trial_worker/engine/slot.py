@@ -23,6 +23,7 @@ from trial_worker.engine.losses import Bundle, Sample, bundles, share_of
 from trial_worker.engine.network import Network
 from trial_worker.engine.scores import pack_predictions
 from trial_worker.engine.state import Position
+from trial_worker.engine.whole import WholeNetwork
 from trial_worker.tasks.interface import Item, Scores
 from trial_worker.tasks.rows import Rows
 
@@ -33,7 +34,7 @@ class Slot:
     waiting: those rows, in order. evaluating: which of the two. finished: nothing is left to do.
     """
 
-    def __init__(self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network) -> None:
+    def __init__(self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network | WholeNetwork) -> None:
         """Give the unit its weights, fresh or from its checkpoint.
 
         Raises:
