@@ -21,7 +21,7 @@ MOST_POINTS = 10_000
 ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_scaling", "target_modules", "top_layers")
 COMPARED = ("mixup_alpha", "r_drop_alpha")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("text", "label"),
+    "classification": ("text", "text_pair", "label"),
     "causal_lm": ("text", "prompt", "completion", "messages"),
 }
 ONLY_FOR = {**dict.fromkeys(objective.CLASSIFICATION_ONLY, "classification"), "perplexity": "causal_lm"}

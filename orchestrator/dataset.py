@@ -72,7 +72,8 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
 def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:
     """Canonical name -> the user's column."""
     if task == "classification":
-        return {"text": source.text or "text", "label": source.label or "label"}
+        pair = {"text_pair": source.text_pair} if source.text_pair else {}
+        return {"text": source.text or "text", **pair, "label": source.label or "label"}
     if source.messages:
         return {"messages": source.messages}
     if source.prompt or source.completion:

@@ -51,6 +51,7 @@ class DataSource(_Section):
     format: Literal["jsonl", "csv", "parquet", "hub"] | None = Field(None, description="default: by the file's suffix")
     split: str | None = Field(None, min_length=1, description="split of a hub dataset; default train")
     text: str | None = Field(None, min_length=1, description="column of the text; default text")
+    text_pair: str | None = Field(None, min_length=1, description="column of a pair's second text; default none")
     label: str | None = Field(None, min_length=1, description="column of the class; default label")
     prompt: str | None = Field(None, min_length=1, description="column of the prompt; default prompt")
     completion: str | None = Field(None, min_length=1, description="column of the completion; default completion")

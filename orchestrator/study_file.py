@@ -194,7 +194,7 @@ def _with_defaults(spec: StudySpec, entries: Mapping[str, space.Entry]) -> Study
 
 def _columns(spec: StudySpec) -> dict[str, str]:
     if spec.task == "classification":
-        return {"text": spec.data.text or "text", "label": spec.data.label or "label"}
+        return {"text": spec.data.text or "text", "label": spec.data.label or "label"}  # text_pair has no default
     return {}
 
 

@@ -119,10 +119,33 @@ def test_a_cut_text_keeps_its_closing_token() -> None:
     assert item.targets.tolist() == [1]
 
 
-@pytest.mark.parametrize("row", [{"text": "a", "label": "unheard of"}, {"text": None, "label": "food"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a", "label": "unheard of"},
+        {"text": None, "label": "food"},
+        {"text": "a", "text_pair": 3, "label": "food"},
+        {"label": "food"},
+    ],
+)
 def test_a_row_that_cannot_be_classified_is_refused_by_number(row: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="row 0"):
         Classification(tiny_models.LABELS).encode([row], WORDS)
+
+
+def test_a_pair_is_one_row_whose_tokens_know_their_text() -> None:
+    task = Classification(tiny_models.LABELS)
+    row = {"text": "bread baked", "text_pair": "a sweet red fruit", "label": "food"}
+    (item,) = task.encode([row], WORDS)
+    assert WORDS.decode(item.ids) == "[CLS] bread baked [SEP] a sweet red fruit [SEP]"
+    assert item.segments is not None
+    assert item.segments.tolist() == [0] * 4 + [1] * 5
+    cut = Rows(task, [row], WORDS).items(7)[0]
+    assert (cut.length, cut.ids.tolist().count(WORDS.sep_token_id)) == (7, 2)
+    assert cut.segments is not None
+    assert cut.segments.tolist() == [0] * 4 + [1] * 3
+    (single,) = task.encode([{"text": "bread", "label": "food"}], WORDS)
+    assert single.segments is None
 
 
 def test_classification_tallies_add_up_over_folds() -> None:

@@ -310,6 +310,9 @@ DATASET = {
     "34 label list": data(rows({"text": "x", "label": ["a"]}), r":21: 'label' must be text or a whole number — got \['a'\]"),
     "34 label NaN": data(jsonl() + '{"text": "x", "label": NaN}\n', r":21: 'label' must be text or a whole number — got nan"),
     "34 five shown": data(jsonl([{"text": 1, "label": "a"}] * 9), r":5: 'text' must be(.|\n)*and 4 more rows"),
+    "34 a pair's second text": data(
+        rows({"text": "a", "b": 3, "label": "a"}), r":21: 'b' must be text — got 3", text=study(data="{path: rows.jsonl, text_pair: b}")
+    ),
     "35 blank text": data(rows({"text": " \t", "label": "a"}), r"error\[data-empty\] rows\.jsonl:21: 'text' is empty"),
     "35 blank completion": data(jsonl([{"p": "a", "c": " "}] * 5), r"rows\.jsonl:1: 'c' is empty", text=PROMPTS),
     "35 no assistant": data(

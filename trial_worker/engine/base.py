@@ -60,6 +60,14 @@ class Base:
         """What token dropout does with this tokenizer's tokens."""
         return Hidden.of(self.tokenizer)
 
+    @cached_property
+    def knows_segments(self) -> bool:
+        """Whether it has an embedding for each text of a pair."""
+        return any(
+            name.endswith("token_type_embeddings") and getattr(part, "num_embeddings", 0) > 1
+            for name, part in self.model.named_modules()
+        )
+
     @classmethod
     def load(
         cls,

@@ -64,7 +64,7 @@ def read_family(model: PreTrainedModel) -> Reader:
     """`pooling: first`: the SequenceClassification class as its authors wrote it."""
 
     def read(batch: Batch) -> Answers:
-        return answers(model(input_ids=batch.ids, attention_mask=batch.mask).logits, batch)
+        return answers(model(**batch.inputs).logits, batch)
 
     return read
 
@@ -101,7 +101,7 @@ def read_mean(encoder: PreTrainedModel, head: nn.Module) -> Reader:
     """Mean pooling over the encoder's last states."""
 
     def read(batch: Batch) -> Answers:
-        states = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        states = encoder(**batch.inputs).last_hidden_state
         return answers(head(states, batch.mask), batch)
 
     return read

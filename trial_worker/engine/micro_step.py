@@ -75,6 +75,8 @@ def lay_out(chosen: Sequence[tuple[Slot, list[Bundle]]], base: Base, reads: Read
     if keys is not None and any(rates):
         items = [hide(*each, base.hidden) for each in zip(items, rates, keys, strict=True)]
     batch = collate(items, pad_id, base.device)
+    if not base.knows_segments:
+        batch = replace(batch, segments=None)
     smooth = [0.0 if slot.evaluating else slot.settings.label_smoothing for slot, samples in parts for _ in samples]
     if any(smooth):
         batch = replace(batch, smoothing=torch.tensor(smooth, device=base.device)[batch.owners])

@@ -27,6 +27,7 @@ class Item:
     positions: (targets,) int64, the token whose output predicts each target; None where the row has one output.
     size: UTF-8 bytes of the supervised text; 0 for a class.
     ends: (targets,) int64, bytes of the supervised text that are covered once this target is; None for a class.
+    segments: (length,) int64, which text of a pair each token is of; None: all are of the first.
     """
 
     ids: Tensor
@@ -34,6 +35,7 @@ class Item:
     positions: Tensor | None = None
     size: int = 0
     ends: Tensor | None = None
+    segments: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -56,6 +58,7 @@ class Batch:
     positions: (targets,) int64 into rows * length; None where each row has one output.
     owners: (targets,) int64, the row of each target.
     smoothing: (targets,) float32, how much of each target's weight is spread over all outputs; None: nothing.
+    segments: (rows, length) int64, as `Item.segments`; None: the model knows none, or all are 0.
     """
 
     ids: Tensor
@@ -64,6 +67,13 @@ class Batch:
     positions: Tensor | None
     owners: Tensor
     smoothing: Tensor | None = None
+    segments: Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor | None]:
+        """What a transformers model calls them."""
+        pair = {} if self.segments is None else {"token_type_ids": self.segments}
+        return {"input_ids": self.ids, "attention_mask": self.mask, **pair}
 
     @property
     def rows(self) -> int:
@@ -126,9 +136,12 @@ def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
     length = max(item.length for item in items)
     ids = torch.full((len(items), length), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(items), length), dtype=torch.int64)
+    segments = None if all(item.segments is None for item in items) else torch.zeros_like(ids)
     for row, item in enumerate(items):
         ids[row, : item.length] = item.ids
         mask[row, : item.length] = 1
+        if segments is not None and item.segments is not None:
+            segments[row, : item.length] = item.segments
     weights = torch.tensor([item.weight for item in items])
     owners = torch.repeat_interleave(torch.arange(len(items)), weights)
     positions = None
@@ -141,6 +154,7 @@ def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
         targets=torch.cat([item.targets for item in items]).to(device),
         positions=positions,
         owners=owners.to(device),
+        segments=None if segments is None else segments.to(device),
     )
 
 

@@ -1,0 +1,109 @@
+"""Every task's units against the textbook loop, and the same units in any company."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.contract import TrainUnit
+from tests import tiny_models
+from tests.parity.test_against_peft import SETTINGS, Losses, company, crossed, fresh, grid, plain, same_weights, train
+from tests.parity.test_company import alone, equal
+from tests.parity.test_company import train as train_all
+from trial_worker.engine import Base, Pack, Rows
+from trial_worker.tasks import Classification, Task
+from trial_worker.tasks.interface import Item
+
+LABELS = tiny_models.LABELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """loss: of the textbook loop. kind: PEFT's name for it."""
+
+    save: Callable[[Path], Path]
+    task: Task
+    rows: Sequence[Any]
+    loss: Callable[[Any, Base, Sequence[Item], float], Losses]
+    kind: str = "SEQ_CLS"
+
+    def base(self, folder: Path, *, streams: bool = True) -> Base:
+        place = folder / "model"
+        if not place.exists():
+            self.save(place)
+        base = Base.load(tiny_models.pin(place), self.task.family, len(self.task.labels), streams=streams)
+        base.model.double()
+        return base
+
+    def pack(self, base: Base, slots: int) -> Pack:
+        return Pack(base, Rows(self.task, self.rows, base.tokenizer), slots)
+
+
+def pair_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    inputs = grid(base, items)
+    kinds = torch.zeros_like(inputs["input_ids"])
+    for place, item in enumerate(items):
+        kinds[place, : item.length] = 0 if item.segments is None else item.segments
+    extra = {"token_type_ids": kinds} if base.knows_segments else {}
+    assert base.knows_segments == bool(kinds.any())
+    truth = torch.tensor([int(item.targets) for item in items])
+    return crossed(model(**inputs, **extra).logits, truth, smoothing)
+
+
+CASES = {
+    "pairs on bert": Case(tiny_models.save_bert, Classification(LABELS), tiny_models.pair_rows(), pair_loss),
+    "pairs on t5": Case(tiny_models.save_t5, Classification(LABELS), tiny_models.pair_rows(), pair_loss),
+}
+EVERY = pytest.mark.parametrize("name", CASES)
+
+
+@EVERY
+def test_losses_and_adapter_equal_the_textbook_loop(name: str, tmp_path: Path) -> None:
+    case, settings = CASES[name], {**SETTINGS, "epochs": 6}
+    unit = dataclasses.replace(tiny_models.unit(**settings), scratch=str(tmp_path))
+    pack = case.pack(case.base(tmp_path), slots=3)
+    start = fresh(pack, unit)
+    losses, epochs = train(pack, unit, company(6))
+    textbook = case.pack(case.base(tmp_path, streams=False), slots=1)
+    expected, adapter = plain(textbook, unit, start, case.loss, case.kind)
+    assert losses == pytest.approx(expected, rel=1e-9)
+    assert losses[-1] != losses[0]
+    same_weights(epochs, adapter, 1e-8)
+
+
+def units() -> list[TrainUnit]:
+    """Of many sizes, with everything random that a unit may draw."""
+    return [
+        tiny_models.unit(
+            16,
+            number=n,
+            seed=n,
+            lora_rank=1 + 3 * n,
+            batch_size=3 + 4 * n,
+            epochs=1 + n % 2,
+            lora_dropout=0.2 * (n % 2),
+            dropout=0.1 * (n % 3),
+            token_dropout=0.2 * (n % 2),
+            label_smoothing=0.1 * n,
+            learning_rate=1e-2,
+        )
+        for n in range(5)
+    ]
+
+
+@pytest.mark.parametrize(("most_tokens", "most_rows"), [(20, 3), (100000, 4096)])
+@EVERY
+def test_units_have_the_same_numbers_alone_and_in_company(
+    name: str, most_tokens: int, most_rows: int, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    base = case.base(tmp_path)
+    rows = Rows(case.task, case.rows, base.tokenizer)
+    together = Pack(base, rows, 3)
+    together.capacity.most_tokens, together.capacity.most_rows = most_tokens, most_rows
+    equal(train_all(together, units()), alone(base, rows, units()))
