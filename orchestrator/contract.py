@@ -187,6 +187,15 @@ class Settings:
         added=True,
     )
 
+    class_weights: str = hyperparameter(
+        "none",
+        "classes: what a training row counts: none (all alike), or balanced (rows of rare classes more, by the unit's "
+        "training rows)",
+        choices=["none", "balanced"],
+        aliases=["class_weight"],
+        added=True,
+    )
+
     def identity(self) -> dict[str, Any]:
         """What two settings that train the same have in common, by whichever version they were written."""
         fields = {field.name: field for field in dataclasses.fields(self)}

@@ -144,7 +144,7 @@ def _method(
 def _compared(
     doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
 ) -> Iterator[Problem]:
-    """mixup and R-Drop compare the logits of classes; R-Drop compares what dropout made different."""
+    """mixup, R-Drop and class weights need rows of classes; R-Drop compares what dropout made different."""
     if set(entries) != set(written):
         return
     highest = {name: max(_extremes(raw, entries, name)) for name in (*COMPARED, "lora_dropout", "dropout")}
@@ -152,6 +152,9 @@ def _compared(
         if highest[name] and raw.get("task") == "causal_lm":
             message = f"'{name}' compares logits of classes, and a language model has none — got task causal_lm"
             yield doc.problem(_place(doc, name, written), "no-effect", message)
+    if raw.get("task") != "classification" and _extremes(raw, entries, "class_weights") != ("none",):
+        message = f"'class_weights' weighs rows by their class — got task {raw.get('task')}"
+        yield doc.problem(_place(doc, "class_weights", written), "no-effect", message)
     if highest["r_drop_alpha"] and not highest["lora_dropout"] and not highest["dropout"]:
         message = "'r_drop_alpha' compares what two dropout masks make of a row, and there is no dropout"
         help = "set or search lora_dropout or dropout"

@@ -190,6 +190,11 @@ def classification_rows(count: int = 24) -> list[dict[str, str]]:
     ]
 
 
+def uneven_rows(count: int = 24) -> list[dict[str, str]]:
+    """The same with one class that has most of them."""
+    return [{**row, "label": "food"} if i % 5 < 3 else row for i, row in enumerate(classification_rows(count))]
+
+
 def pair_rows(count: int = 24) -> list[dict[str, str]]:
     """Pairs of texts of mixed lengths in three classes."""
     rows = classification_rows(count)

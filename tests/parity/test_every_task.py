@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
 from orchestrator.contract import TrainUnit
 from tests import tiny_models
@@ -24,13 +26,14 @@ LABELS = tiny_models.LABELS
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """loss: of the textbook loop. kind: PEFT's name for it."""
+    """loss: of the textbook loop. kind: PEFT's name for it. settings: of every unit."""
 
     save: Callable[[Path], Path]
     task: Task
     rows: Sequence[Any]
     loss: Callable[[Any, Base, Sequence[Item], float], Losses]
     kind: str = "SEQ_CLS"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def base(self, folder: Path, *, streams: bool = True) -> Base:
         place = folder / "model"
@@ -55,8 +58,27 @@ def pair_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -
     return crossed(model(**inputs, **extra).logits, truth, smoothing)
 
 
+def weighted_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    """As if each row stood in the batch as often as scikit-learn's class weight says."""
+    labels = [row["label"] for row in tiny_models.uneven_rows()]
+    seen = [labels[row] for row in tiny_models.unit().train]
+    weights = dict(zip(LABELS, compute_class_weight("balanced", classes=np.array(LABELS), y=seen), strict=True))
+    truth = torch.tensor([int(item.targets) for item in items])
+    each = torch.tensor([weights[LABELS[label]] for label in truth.tolist()])
+    logits = model(**grid(base, items)).logits
+    nats = torch.nn.functional.cross_entropy(logits, truth, reduction="none")
+    return nats.mean(), (nats * each).mean()
+
+
 CASES = {
     "pairs on bert": Case(tiny_models.save_bert, Classification(LABELS), tiny_models.pair_rows(), pair_loss),
+    "class weights": Case(
+        tiny_models.save_bert,
+        Classification(LABELS),
+        tiny_models.uneven_rows(),
+        weighted_loss,
+        settings={"class_weights": "balanced"},
+    ),
     "pairs on t5": Case(tiny_models.save_t5, Classification(LABELS), tiny_models.pair_rows(), pair_loss),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -64,11 +86,11 @@ EVERY = pytest.mark.parametrize("name", CASES)
 
 @EVERY
 def test_losses_and_adapter_equal_the_textbook_loop(name: str, tmp_path: Path) -> None:
-    case, settings = CASES[name], {**SETTINGS, "epochs": 6}
+    case, settings = CASES[name], {**SETTINGS, "epochs": 6, **CASES[name].settings}
     unit = dataclasses.replace(tiny_models.unit(**settings), scratch=str(tmp_path))
     pack = case.pack(case.base(tmp_path), slots=3)
     start = fresh(pack, unit)
-    losses, epochs = train(pack, unit, company(6))
+    losses, epochs = train(pack, unit, company(6, **case.settings))
     textbook = case.pack(case.base(tmp_path, streams=False), slots=1)
     expected, adapter = plain(textbook, unit, start, case.loss, case.kind)
     assert losses == pytest.approx(expected, rel=1e-9)
@@ -76,7 +98,7 @@ def test_losses_and_adapter_equal_the_textbook_loop(name: str, tmp_path: Path) -
     same_weights(epochs, adapter, 1e-8)
 
 
-def units() -> list[TrainUnit]:
+def units(**settings: Any) -> list[TrainUnit]:
     """Of many sizes, with everything random that a unit may draw."""
     return [
         tiny_models.unit(
@@ -91,6 +113,7 @@ def units() -> list[TrainUnit]:
             token_dropout=0.2 * (n % 2),
             label_smoothing=0.1 * n,
             learning_rate=1e-2,
+            **settings,
         )
         for n in range(5)
     ]
@@ -106,4 +129,20 @@ def test_units_have_the_same_numbers_alone_and_in_company(
     rows = Rows(case.task, case.rows, base.tokenizer)
     together = Pack(base, rows, 3)
     together.capacity.most_tokens, together.capacity.most_rows = most_tokens, most_rows
-    equal(train_all(together, units()), alone(base, rows, units()))
+    chosen = units(**case.settings)
+    equal(train_all(together, chosen), alone(base, rows, chosen))
+
+
+@pytest.mark.parametrize("beside", [{}, {"mixup_alpha": 0.5}, {"r_drop_alpha": 1.0, "lora_dropout": 0.2}])
+def test_what_rows_weigh_does_not_depend_on_what_fits(beside: dict[str, Any], tmp_path: Path) -> None:
+    case = CASES["class weights"]
+    base = case.base(tmp_path)
+    chosen = [tiny_models.unit(number=n, seed=n, batch_size=5 + n, **case.settings, **beside) for n in range(3)]
+    tight = case.pack(base, 3)
+    tight.capacity.most_tokens, tight.capacity.most_rows = 30, 2
+    plain_units = [
+        dataclasses.replace(u, settings=dataclasses.replace(u.settings, class_weights="none")) for u in chosen
+    ]
+    found = train_all(tight, chosen)
+    equal(found, alone(base, tight.rows, chosen))
+    assert found != train_all(case.pack(base, 3), plain_units)

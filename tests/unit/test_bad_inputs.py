@@ -127,6 +127,9 @@ STUDY_YAML = {
     "R-Drop without classes": Bad(
         study(task=CAUSAL, search="{sampler: random, space: {r_drop_alpha: [0, 1]}}"), r"'r_drop_alpha' compares logits"
     ),
+    "class weights without classes": Bad(
+        study(task=CAUSAL, training="{class_weights: balanced}"), r":7:12: 'class_weights' weighs rows by their class — got task causal_lm"
+    ),
     "R-Drop without dropout": Bad(
         study(training="{r_drop_alpha: 1}"), r":7:12: 'r_drop_alpha' compares .*\n  help: set or search lora_dropout"
     ),

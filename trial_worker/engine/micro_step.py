@@ -80,6 +80,10 @@ def lay_out(chosen: Sequence[tuple[Slot, list[Bundle]]], base: Base, reads: Read
     smooth = [0.0 if slot.evaluating else slot.settings.label_smoothing for slot, samples in parts for _ in samples]
     if any(smooth):
         batch = replace(batch, smoothing=torch.tensor(smooth, device=base.device)[batch.owners])
+    weights = [slot.weight(row) for slot, samples in parts for row, _ in samples]
+    if any(weight != 1.0 for weight in weights):
+        of_rows = torch.tensor(weights, dtype=torch.float64, device=base.device)
+        batch = replace(batch, weights=of_rows[batch.owners])
     compared = _compare(chosen, parts, base.device) if any(slot.compares for slot, _ in parts) else None
     return MicroStep(parts, batch, stream, compared)
 

@@ -15,6 +15,7 @@ from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, Sett
 from trial_worker.engine import optimizer, state
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
+from trial_worker.engine.class_weights import balanced
 from trial_worker.engine.clock import Clock
 from trial_worker.engine.dropout import row_keys
 from trial_worker.engine.errors import UnitStopped
@@ -49,8 +50,10 @@ class Slot:
         self._pin = base.pin
         self._task = rows.task
         self._network = network
-        if self.compares and not rows.task.labels:
-            raise ValueError("mixup_alpha and r_drop_alpha compare logits of classes: a language model has none")
+        weighs = self.settings.class_weights == "balanced"
+        if (self.compares or weighs) and not rows.task.one_class:
+            raise ValueError("mixup_alpha, r_drop_alpha and class_weights need rows of one class each")
+        self._weights = balanced(self.items, unit.train) if weighs else {}
         self._batches: list[list[int]] = []  # of this epoch, still to come
         self._nats = 0.0  # of the effective batch, so far
         self._scores: dict[int, tuple[Scores, int]] = {}
@@ -113,6 +116,10 @@ class Slot:
     def size(self, bundle: Bundle) -> int:
         """Tokens."""
         return sum(self.items[row].length for row, _ in bundle)
+
+    def weight(self, row: int) -> float:
+        """What the row's loss is multiplied by now."""
+        return 1.0 if self.evaluating else self._weights.get(row, 1.0)
 
     def keys(self, samples: Sequence[Sample]) -> Tensor:
         """(samples,) int64, for what is drawn for these at the step under way."""

@@ -21,6 +21,7 @@ class CausalLm:
 
     family = "causal"
     labels: tuple[str, ...] = ()
+    one_class = False
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
         """Items with a target for each supervised token.

@@ -19,6 +19,7 @@ class Classification(OneTarget):
     """Single-label classification; the loss is nats per row."""
 
     family = "sequence"
+    one_class = True
 
     def __init__(self, labels: Sequence[str]) -> None:
         if len(labels) < 2:

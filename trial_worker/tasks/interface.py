@@ -59,6 +59,7 @@ class Batch:
     owners: (targets,) int64, the row of each target.
     smoothing: (targets,) float32, how much of each target's weight is spread over all outputs; None: nothing.
     segments: (rows, length) int64, as `Item.segments`; None: the model knows none, or all are 0.
+    weights: (targets,) float64, what each target's training loss is multiplied by; None: 1.
     """
 
     ids: Tensor
@@ -68,6 +69,7 @@ class Batch:
     owners: Tensor
     smoothing: Tensor | None = None
     segments: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def inputs(self) -> dict[str, Tensor | None]:
@@ -116,6 +118,7 @@ class Task(Protocol):
 
     family: str  # which transformers class: "sequence" or "causal"
     labels: tuple[str, ...]  # class names in logit order; empty for a language model
+    one_class: bool  # each row is of one of the classes: what is mixed, compared or weighed by class
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
         """Tokenise snapshot rows without a limit on their length.
