@@ -248,7 +248,7 @@ class OpenStudy:
     task: str
     model: ModelPin
     data: str  # path of the snapshot's JSONL on this machine
-    labels: tuple[str, ...]  # class names in logit order; empty unless the task is classification
+    labels: tuple[str, ...]  # class names in logit order; empty of a task without classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +357,8 @@ class Predictions:
 
     nats: float32, negative log-likelihood summed over the item's labels or supervised tokens; shape (items,).
     counts: float32, how many labels or tokens that sum covers; shape (items,).
-    logits: float16, classification, at the last epoch or with `TrainUnit.all_logits`; shape (items, classes).
+    logits: float16, of tasks whose head reads the whole row, at the last epoch or with `TrainUnit.all_logits`; shape
+        (items, outputs). A number is in standard deviations from the mean of the unit's training rows.
     All little-endian, base64.
     """
 

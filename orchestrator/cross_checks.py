@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import hyperparameters, models, objective, readers, space
+from orchestrator import forms, hyperparameters, models, objective, readers, space
 from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.epochs import shareable
@@ -20,11 +20,6 @@ from orchestrator.spec import default_rule
 MOST_POINTS = 10_000
 ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_scaling", "target_modules", "top_layers")
 COMPARED = ("mixup_alpha", "r_drop_alpha")
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("text", "text_pair", "label"),
-    "causal_lm": ("text", "prompt", "completion", "messages"),
-}
-ONLY_FOR = {**dict.fromkeys(objective.CLASSIFICATION_ONLY, "classification"), "perplexity": "causal_lm"}
 
 
 def check(
@@ -35,14 +30,15 @@ def check(
     problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
     problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
     task = raw.get("task")
-    if task in ("classification", "causal_lm"):
+    if task in forms.TASKS:
         problems += _columns(doc, raw, task)
         wanted = raw.get("objective", "validation_loss")
-        only = ONLY_FOR.get(wanted) if isinstance(wanted, str) else None
-        if only not in (None, task):
-            problems.append(doc.problem(("objective",), "objective", f"'{wanted}' needs task {only} — got {task}"))
-    if task == "causal_lm":
-        problems += _causal(doc, raw, written)
+        only = objective.OF_TASK.get(wanted, (task,)) if isinstance(wanted, str) else (task,)
+        if task not in only:
+            message = f"'{wanted}' needs task {' or '.join(only)} — got {task}"
+            problems.append(doc.problem(("objective",), "objective", message))
+        if task not in forms.POOLED:
+            problems += _unpooled(doc, raw, written)
     return problems
 
 
@@ -133,8 +129,8 @@ def _method(
     """What adapters are asked for and nothing has any."""
     if set(entries) != set(written) or _extremes(raw, entries, "method") != ("head",):
         return
-    if raw.get("task") == "causal_lm":
-        message = "method head trains a classifier's head, and a language model has none — got task causal_lm"
+    if raw.get("task") in forms.HEADLESS:
+        message = f"method head trains a classifier's head, and a language model has none — got task {raw['task']}"
         yield doc.problem(_place(doc, "method", written), "method", message, "use method lora")
     for name in sorted(ADAPTERS):
         if (place := _place(doc, name, written)) in doc.places:
@@ -147,13 +143,18 @@ def _compared(
     """mixup, R-Drop and class weights need rows of classes; R-Drop compares what dropout made different."""
     if set(entries) != set(written):
         return
-    highest = {name: max(_extremes(raw, entries, name)) for name in (*COMPARED, "lora_dropout", "dropout")}
+    task = raw.get("task")
+    known = ("lora_dropout", "dropout", "label_smoothing")
+    highest = {name: max(_extremes(raw, entries, name)) for name in (*COMPARED, *known)}
+    if task == "regression" and highest["label_smoothing"]:
+        message = "'label_smoothing' has no meaning for task regression: a number has no classes to spread over"
+        yield doc.problem(_place(doc, "label_smoothing", written), "no-effect", message)
     for name in COMPARED:
-        if highest[name] and raw.get("task") == "causal_lm":
-            message = f"'{name}' compares logits of classes, and a language model has none — got task causal_lm"
+        if highest[name] and task in forms.TASKS and task != "classification":
+            message = f"'{name}' compares logits of classes, of which each row has one — got task {task}"
             yield doc.problem(_place(doc, name, written), "no-effect", message)
-    if raw.get("task") != "classification" and _extremes(raw, entries, "class_weights") != ("none",):
-        message = f"'class_weights' weighs rows by their class — got task {raw.get('task')}"
+    if task in forms.TASKS and task != "classification" and _extremes(raw, entries, "class_weights") != ("none",):
+        message = f"'class_weights' weighs rows by their class — got task {task}"
         yield doc.problem(_place(doc, "class_weights", written), "no-effect", message)
     if highest["r_drop_alpha"] and not highest["lora_dropout"] and not highest["dropout"]:
         message = "'r_drop_alpha' compares what two dropout masks make of a row, and there is no dropout"
@@ -179,9 +180,9 @@ def _extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:
     data = _section(raw, "data")
-    known = sorted({column for columns in COLUMNS.values() for column in columns})
+    known = sorted({column for columns in forms.KEYS.values() for column in columns})
     for column in known:
-        if column not in COLUMNS[task] and data.get(column) is not None:
+        if column not in forms.KEYS[task] and data.get(column) is not None:
             yield doc.problem(("data", column), "no-effect", f"'data.{column}' has no meaning for task {task}")
     if task == "causal_lm":
         pairs = {"prompt": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}
@@ -191,10 +192,12 @@ def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Probl
             yield doc.problem(("data", list(kinds.values())[1]), "columns", message)
 
 
-def _causal(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
+def _unpooled(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
+    """What only tasks have that say one thing of a whole row."""
     where: Path_ = ("search", "space", "pooling") if "pooling" in written else ("training", "pooling")
     if where in doc.places:
-        yield doc.problem(where, "no-effect", "'pooling' has no meaning for task causal_lm")
+        yield doc.problem(where, "no-effect", f"'pooling' has no meaning for task {raw['task']}")
     if _section(raw, "cross_validation").get("stratify") is True:
         path = ("cross_validation", "stratify")
-        yield doc.problem(path, "no-effect", "'stratify: true' needs classes: task classification")
+        message = f"'stratify: true' needs classes: task {' or '.join(forms.POOLED)}"
+        yield doc.problem(path, "no-effect", message)

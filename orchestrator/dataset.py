@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import hyperparameters, readers
+from orchestrator import forms, hyperparameters, readers, row_values, strata
 from orchestrator.contract import canonical
 from orchestrator.errors import BAD_DATA, BadInput, Problem
 from orchestrator.readers import Row
@@ -35,13 +35,10 @@ class Snapshot:
     sha256: str
     rows: int
     labels: tuple[str, ...] | None  # of every row; classification only
+    classes: tuple[str, ...]  # names in logit order; empty without classes
+    strata: tuple[str, ...] | None  # of every row, its kind: each fold gets its share of every kind
     groups: tuple[str, ...] | None  # rows that must stay together; None: every row by itself
     cautions: tuple[str, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in logit order; empty without labels."""
-        return tuple(sorted(set(self.labels or ())))
 
 
 def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot:
@@ -56,24 +53,30 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
         raise BadInput([Problem(code="data", message="no rows", file=file)], code=BAD_DATA)
     columns = {**_columns(source, task, raw, file), **({"group": source.group} if source.group else {})}
     rows, problems = _canonical_rows(raw, columns, file)
-    labels = tuple(row["label"] for row in rows) if task == "classification" and not problems else None
-    if labels is not None and len(set(labels)) < 2:
-        message = f"classification needs at least 2 classes — got only {labels[0]!r}"
-        problems = [Problem(code="data-classes", message=message, file=file)]
+    if not problems and (wrong := forms.too_few(task, rows)):
+        problems = [Problem(code="data-classes", message=wrong, file=file)]
     if problems:
         raise BadInput(_shorten(problems), code=BAD_DATA)
     rows = _limit(rows, source.limit, seed)
     labels = tuple(row["label"] for row in rows) if task == "classification" else None
     groups, cautions = _groups(rows, labels)
     content = "".join(canonical(row) + "\n" for row in rows).encode()
-    return Snapshot(content, hashlib.sha256(content).hexdigest(), len(rows), labels, groups, cautions)
+    return Snapshot(
+        content=content,
+        sha256=hashlib.sha256(content).hexdigest(),
+        rows=len(rows),
+        labels=labels,
+        classes=forms.classes(task, rows),
+        strata=strata.strata(task, rows),
+        groups=groups,
+        cautions=cautions,
+    )
 
 
 def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:
     """Canonical name -> the user's column."""
-    if task == "classification":
-        pair = {"text_pair": source.text_pair} if source.text_pair else {}
-        return {"text": source.text or "text", **pair, "label": source.label or "label"}
+    if task in forms.FORMS:
+        return forms.columns(task, source)
     if source.messages:
         return {"messages": source.messages}
     if source.prompt or source.completion:
@@ -121,9 +124,11 @@ def _canonical_rows(
 
 def _value(name: str, value: Any) -> tuple[Any, str]:
     """(canonical value, "") or (None, what is wrong)."""
+    if name in row_values.READERS:
+        return row_values.READERS[name](value)
     if name in ("label", "group"):
         if isinstance(value, bool | int | str) and str(value).strip():
-            return _clean(str(value).lower() if isinstance(value, bool) else str(value))
+            return row_values.clean(str(value).lower() if isinstance(value, bool) else str(value))
         if isinstance(value, float) and value.is_integer():
             return str(int(value)), ""
         return None, f"must be text or a whole number — got {hyperparameters.show(value)}"
@@ -133,17 +138,7 @@ def _value(name: str, value: Any) -> tuple[Any, str]:
         return None, f"must be text — got {hyperparameters.show(value)}"
     if not value.strip():
         return None, "is empty"
-    return _clean(value)
-
-
-def _clean(text: str) -> tuple[str | None, str]:
-    if "\x00" in text:
-        return None, "holds the character U+0000, which Postgres refuses"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return None, "holds half a surrogate pair, which is no text"
-    return text, ""
+    return row_values.clean(value)
 
 
 def _messages(value: Any) -> tuple[Any, str]:
@@ -153,7 +148,7 @@ def _messages(value: Any) -> tuple[Any, str]:
     for turn in value:
         if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
             return None, "must be a list of {role, content}, both text — got " + hyperparameters.show(turn)
-        wrong = _clean(turn["content"])[1] or _clean(turn["role"])[1]
+        wrong = row_values.clean(turn["content"])[1] or row_values.clean(turn["role"])[1]
         if wrong:
             return None, wrong
         turns.append({"role": turn["role"], "content": turn["content"]})
@@ -184,7 +179,7 @@ def _limit(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dic
     turn: Counter[Any] = Counter()
     ranks = []
     for index in order:
-        label = rows[index].get("label")
+        label = str(rows[index].get("label") or rows[index].get("labels"))
         ranks.append((turn[label], index))
         turn[label] += 1
     chosen = sorted(index for _, index in sorted(ranks, key=lambda rank: rank[0])[:limit])
@@ -212,7 +207,7 @@ def _groups(
 
 
 def _fingerprint(row: Mapping[str, Any]) -> str:
-    content = {key: _folded(value) for key, value in row.items() if key not in ("label", "group")}
+    content = {key: _folded(value) for key, value in row.items() if key not in forms.TOLD}
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 

@@ -69,7 +69,7 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
     if wrong:
         raise BadInput([_store_problem(loaded, wrong)])
     wanted = loaded.spec.cross_validation
-    stratified = snapshot.labels if wanted.stratify else None
+    stratified = snapshot.strata if wanted.stratify else None
     plan = folds.plan(
         snapshot.rows,
         wanted.folds,

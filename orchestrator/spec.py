@@ -52,7 +52,9 @@ class DataSource(_Section):
     split: str | None = Field(None, min_length=1, description="split of a hub dataset; default train")
     text: str | None = Field(None, min_length=1, description="column of the text; default text")
     text_pair: str | None = Field(None, min_length=1, description="column of a pair's second text; default none")
-    label: str | None = Field(None, min_length=1, description="column of the class; default label")
+    label: str | None = Field(
+        None, min_length=1, description="column of the class, list of classes, or number; default label"
+    )
     prompt: str | None = Field(None, min_length=1, description="column of the prompt; default prompt")
     completion: str | None = Field(None, min_length=1, description="column of the completion; default completion")
     messages: str | None = Field(None, min_length=1, description="column of chat messages; default messages")
@@ -67,7 +69,7 @@ class CrossValidation(_Section):
 
     folds: int = Field(5, ge=2, le=100, description="parts; each is the validation part once")
     repeats: int = Field(1, ge=1, le=100, description="times the whole split is drawn anew")
-    stratify: bool = Field(True, description="keep the share of each class in every fold (classification)")
+    stratify: bool = Field(True, description="keep the share of each class, or range of numbers, in every fold")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="decides the split")
 
 
@@ -137,12 +139,14 @@ class StudySpec(_Section):
 
     study: str = Field(description="name; letters, digits, dot, dash, underscore")
     model: ModelSource
-    task: Literal["classification", "causal_lm"] = Field(description="classification or causal_lm")
+    task: Literal["classification", "multi_label", "regression", "causal_lm"] = Field(
+        description="classification (one class a row), multi_label (any number), regression (a number) or causal_lm"
+    )
     data: DataSource
     cross_validation: CrossValidation = CrossValidation()
-    objective: Literal["validation_loss", "accuracy", "f1", "perplexity", "calibration_error"] = Field(
-        "validation_loss", description="the one number to optimise; its direction is part of its meaning"
-    )
+    objective: Literal[
+        "validation_loss", "accuracy", "f1", "micro_f1", "calibration_error", "mse", "mae", "r2", "perplexity"
+    ] = Field("validation_loss", description="the one number to optimise; its direction is part of its meaning")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="decides suggestions, initial weights, data order, dropout")
     training: dict[str, Any] = Field(default_factory=dict, description="every hyperparameter that is not searched")
     search: Search

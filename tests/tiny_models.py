@@ -190,6 +190,19 @@ def classification_rows(count: int = 24) -> list[dict[str, str]]:
     ]
 
 
+def number_rows(count: int = 24) -> list[dict[str, Any]]:
+    """The same texts, each with a number that has little to do with its scale."""
+    return [{"text": row["text"], "number": 1900.0 + 3 * len(row["text"])} for row in classification_rows(count)]
+
+
+def labels_rows(count: int = 24) -> list[dict[str, Any]]:
+    """The same texts with none, one or more of the labels."""
+    return [
+        {"text": row["text"], "labels": [label for n, label in enumerate(LABELS) if (i >> n) % 2]}
+        for i, row in enumerate(classification_rows(count))
+    ]
+
+
 def uneven_rows(count: int = 24) -> list[dict[str, str]]:
     """The same with one class that has most of them."""
     return [{**row, "label": "food"} if i % 5 < 3 else row for i, row in enumerate(classification_rows(count))]

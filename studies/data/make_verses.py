@@ -5,9 +5,9 @@
 
 Sources: the King James Version of 1769 and the World English Bible, both in the public domain (NOTICE-Bible.txt).
 
-verses.jsonl: `source` (King James Version), `target` (World English Bible) and `book`, 240 verses for rewriting old
-English into new. verse_pairs.jsonl: `text` (King James Version), `text_pair` (World English Bible), `label` and `book`,
-240 pairs: the same verse, or the one after it (`next`).
+verses.jsonl: `source` (King James Version), `target` (World English Bible), `marks` (which of exclamation, question and
+speech the target's punctuation shows) and `book`, 240 verses. verse_pairs.jsonl: `text` (King James Version),
+`text_pair` (World English Bible), `label` and `book`, 240 pairs: the same verse, or the one after it (`next`).
 
 Selection, without a random generator, so that every Python makes the same files: verses of 6 to 24 words in both, whose
 translations share at least a fifth of their words and are not equal (elsewhere verses are numbered differently), in the
@@ -23,8 +23,9 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 SEED = 7
 ROWS = 240
@@ -104,11 +105,17 @@ def are_alike(old: str, new: str) -> bool:
     return both and old != new and len(ours & theirs) >= SHARED * len(ours | theirs)
 
 
+def marks(text: str) -> list[str]:
+    """What its punctuation says of a verse; the King James Version has no quotation marks."""
+    found = {"exclamation": "!" in text, "question": "?" in text, "speech": "“" in text or "”" in text}
+    return [name for name, there in found.items() if there]
+
+
 def hashed(text: str) -> str:
     return hashlib.sha256(f"{SEED}:{text}".encode()).hexdigest()
 
 
-def write(path: Path, rows: list[dict[str, str | int]]) -> None:
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(f"{len(rows)} rows, {path.stat().st_size} bytes: {path}", file=sys.stderr)
 
@@ -124,8 +131,10 @@ def main() -> None:
         after = (*place[:2], place[2] + 1)
         if len(paired) < ROWS and len(words(new.get(after, ""))) in WORDS:
             paired.append((place, after))
-    verses = [{"source": old[place], "target": new[place], "book": place[0]} for place in chosen]
-    pairs: list[dict[str, str | int]] = []
+    verses = [
+        {"source": old[place], "target": new[place], "marks": marks(new[place]), "book": place[0]} for place in chosen
+    ]
+    pairs = []
     for number, (place, after) in enumerate(sorted(paired)):
         same = number % 2 == 0
         label = "same" if same else "next"

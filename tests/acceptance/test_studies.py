@@ -13,8 +13,15 @@ from tests.acceptance.commands import ROOT, foldtune
 from tests.database.studies import rows
 
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
-NEED_PACKAGE = {"glosses", "grid", "verse_pairs"}
-SECONDS = {"glosses": 480, "grid": 300, "causal": 480, "verse_pairs": 600}  # on 2 CPU cores
+NEED_PACKAGE = {"glosses", "grid", "verse_pairs", "marks", "chapters"}
+SECONDS = {  # on 2 CPU cores
+    "glosses": 480,
+    "grid": 300,
+    "causal": 480,
+    "verse_pairs": 600,
+    "marks": 600,
+    "chapters": 600,
+}
 
 
 def study_files() -> list[object]:

@@ -18,7 +18,7 @@ from tests.parity.test_against_peft import SETTINGS, Losses, company, crossed, f
 from tests.parity.test_company import alone, equal
 from tests.parity.test_company import train as train_all
 from trial_worker.engine import Base, Pack, Rows
-from trial_worker.tasks import Classification, Task
+from trial_worker.tasks import Classification, MultiLabel, Regression, Task
 from trial_worker.tasks.interface import Item
 
 LABELS = tiny_models.LABELS
@@ -39,7 +39,7 @@ class Case:
         place = folder / "model"
         if not place.exists():
             self.save(place)
-        base = Base.load(tiny_models.pin(place), self.task.family, len(self.task.labels), streams=streams)
+        base = Base.load(tiny_models.pin(place), self.task.family, self.task.outputs, streams=streams)
         base.model.double()
         return base
 
@@ -70,7 +70,39 @@ def weighted_loss(model: Any, base: Base, items: Sequence[Item], smoothing: floa
     return nats.mean(), (nats * each).mean()
 
 
+def number_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    """Half the squared error in standard deviations, and what a normal distribution of that width costs besides."""
+    numbers = [row["number"] for row in tiny_models.number_rows()]
+    seen = [numbers[row] for row in tiny_models.unit().train]
+    said = model(**grid(base, items)).logits.squeeze(-1)
+    texts = {tuple(item.ids.tolist()): row for row, item in enumerate(whole(base))}
+    truth = torch.tensor([numbers[texts[tuple(item.ids.tolist())]] for item in items], dtype=torch.float64)
+    errors = (said - (truth - np.mean(seen)) / np.std(seen)) ** 2
+    loss = (errors / 2 + 0.5 * np.log(2 * np.pi)).mean()
+    return loss, loss
+
+
+def whole(base: Base) -> Sequence[Item]:
+    return Regression().encode(tiny_models.number_rows(), base.tokenizer)
+
+
+def labels_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    binary = torch.nn.functional.binary_cross_entropy_with_logits
+    logits = model(**grid(base, items)).logits
+    truth = torch.cat([item.targets for item in items]).double()
+    soft = truth * (1 - smoothing) + smoothing / 2
+    return tuple(binary(logits, each, reduction="none").sum(-1).mean() for each in (truth, soft))
+
+
 CASES = {
+    "regression": Case(tiny_models.save_bert, Regression(), tiny_models.number_rows(), number_loss),
+    "several labels": Case(
+        tiny_models.save_roberta,
+        MultiLabel(LABELS),
+        tiny_models.labels_rows(),
+        labels_loss,
+        settings={"label_smoothing": 0.2},
+    ),
     "pairs on bert": Case(tiny_models.save_bert, Classification(LABELS), tiny_models.pair_rows(), pair_loss),
     "class weights": Case(
         tiny_models.save_bert,
@@ -111,9 +143,7 @@ def units(**settings: Any) -> list[TrainUnit]:
             lora_dropout=0.2 * (n % 2),
             dropout=0.1 * (n % 3),
             token_dropout=0.2 * (n % 2),
-            label_smoothing=0.1 * n,
-            learning_rate=1e-2,
-            **settings,
+            **{"label_smoothing": 0.1 * n, "learning_rate": 1e-2, **settings},
         )
         for n in range(5)
     ]

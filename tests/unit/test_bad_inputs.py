@@ -197,7 +197,14 @@ STUDY_YAML = {
     ),
     "objective of another task": Bad(study(objective="perplexity"), r"'perplexity' needs task causal_lm — got classification"),
     "unknown objective": Bad(study(objective="loss"), r"'objective' must be one of validation_loss, .* — got 'loss'"),
-    "unknown task": Bad(study(task="regression"), r"'task' must be one of classification, causal_lm — got 'regression'"),
+    "unknown task": Bad(study(task="summary"), r"'task' must be one of classification, multi_label, .*, causal_lm — got 'summary'"),
+    "task of no kind": Bad(study(task="[a]"), r"'task' must be one of classification, .* — got \['a'\]"),
+    "objective of two tasks": Bad(study(task=CAUSAL, objective="f1"), r"'f1' needs task classification or multi_label — got causal_lm"),
+    "objective of numbers": Bad(study(objective="mse"), r"'mse' needs task regression — got classification"),
+    "smoothing without classes": Bad(
+        study(task="regression", training="{label_smoothing: 0.1}"), r":7:12: 'label_smoothing' has no meaning for task regression"
+    ),
+    "mixup of several labels": Bad(study(task="multi_label", training="{mixup_alpha: 1}"), r"'mixup_alpha' compares .* got task multi_label"),
     "column without effect": Bad(study(data="{path: rows.jsonl, prompt: p}"), r"'data.prompt' has no meaning for task class"),
     "split of a file": Bad(study(data="{path: rows.jsonl, split: train}"), r"'data.split' has a meaning only for a dataset"),
     "revision of a folder": Bad(study(model="{path: ./model, revision: main}"), r"'model.revision' has a meaning only for a hub"),
@@ -285,6 +292,7 @@ SEARCH_SPACE = {
     "choices and more": Bad(space("epochs: {choices: [1], low: 2}"), r"choices stand alone, got also low"),
 }  # fmt: skip
 
+NUMBERS, SEVERAL = study(task="regression"), study(task="multi_label")
 PROMPTS = study(task=CAUSAL, data="{path: rows.jsonl, prompt: p, completion: c}")
 DATASET = {
     "no such file": Bad(study(data="{path: none.jsonl}"), r"none\.jsonl: no such file \(looked for ", 65),
@@ -313,6 +321,17 @@ DATASET = {
     "34 label list": data(rows({"text": "x", "label": ["a"]}), r":21: 'label' must be text or a whole number — got \['a'\]"),
     "34 label NaN": data(jsonl() + '{"text": "x", "label": NaN}\n', r":21: 'label' must be text or a whole number — got nan"),
     "34 five shown": data(jsonl([{"text": 1, "label": "a"}] * 9), r":5: 'text' must be(.|\n)*and 4 more rows"),
+    "34 no number": data(jsonl([{"text": f"t{i}", "label": i} for i in range(9)] + [{"text": "x", "label": "tall"}]), r":10: 'label' must be a number — got 'tall'", text=NUMBERS),
+    "34 a number that is none": data('{"text": "x", "label": NaN}\n', r":1: 'label' must be a finite number — got nan", text=NUMBERS),
+    "34 an endless number": data('{"text": "x", "label": 1' + "0" * 400 + "}\n", r":1: 'label' must be a finite number", text=NUMBERS),
+    "34 a number in a list": data(jsonl([{"text": "x", "label": [1]}]), r":1: 'label' must be a number — got \[1\]", text=NUMBERS),
+    "34 a number in words": data("text,label\na,1.5\nb,many\n", r"rows\.csv:3: 'label' must be a number — got 'many'", name="rows.csv", text=study(task="regression", data="{path: rows.csv}")),
+    "34 one label, no list": data(jsonl([{"text": "x", "label": "a"}]), r":1: 'label' must be a list of class names — got 'a'", text=SEVERAL),
+    "34 a label that is a list": data(jsonl([{"text": "x", "label": [["a"]]}]), r":1: 'label' must be a list of class names — got \['a'\] in it", text=SEVERAL),
+    "34 a label twice": data(jsonl([{"text": "x", "label": ["a", "a"]}]), r":1: 'label' must name each class once — got 'a' twice", text=SEVERAL),
+    "34 a label with U+0000": data(jsonl([{"text": "x", "label": ["a\0"]}]), r":1: 'label' holds the character U", text=SEVERAL),
+    "42 no label at all": data(jsonl([{"text": f"t{i}", "label": []} for i in range(9)]), r"multi_label needs at least 1 class", text=SEVERAL),
+    "42 one number": data(jsonl([{"text": f"t{i}", "label": 3} for i in range(9)]), r"needs at least 2 different numbers — got only 3", text=NUMBERS),
     "34 a pair's second text": data(
         rows({"text": "a", "b": 3, "label": "a"}), r":21: 'b' must be text — got 3", text=study(data="{path: rows.jsonl, text_pair: b}")
     ),

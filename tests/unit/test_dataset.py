@@ -55,6 +55,26 @@ def test_every_format_gives_the_same_snapshot(texts: list[str], tmp_path: Path) 
     assert frozen(tmp_path, sheet.getvalue(), "rows.csv").sha256 == wanted.sha256
 
 
+def test_numbers_of_a_csv_file_are_numbers_and_folds_have_each_range(tmp_path: Path) -> None:
+    sheet = "text,height\n" + "".join(f"t{i},{i / 2}\n" for i in range(40))
+    found = frozen(tmp_path, sheet, "rows.csv", task="regression", label="height")
+    assert rows_of(found)[3] == {"text": "t3", "number": 1.5}
+    assert (found.labels, found.classes) == (None, ())
+    assert found.strata is not None
+    assert [found.strata.count(kind) for kind in sorted(set(found.strata))] == [10] * 4
+    assert found.strata[0] != found.strata[39]
+
+
+def test_rows_with_few_of_their_kind_are_stratified_by_their_rarest_label(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": ["b", "a"]} for i in range(10)] + [{"text": "x", "label": ["a", "c"]}]
+    rows += [{"text": f"n{i}", "label": []} for i in range(3)]
+    found = frozen(tmp_path, jsonl(rows), task="multi_label")
+    assert found.classes == ("a", "b", "c")
+    assert rows_of(found)[0]["labels"] == ["a", "b"]
+    assert found.strata is not None
+    assert found.strata == ("all of ['a', 'b']",) * 10 + ("has c",) + ("all of []",) * 3
+
+
 def test_only_the_tasks_columns_are_kept_under_foldtunes_names(tmp_path: Path) -> None:
     rows = [{"body": f"t{i}", "kind": i % 2, "secret": "x", "by": i % 5} for i in range(10)]
     found = frozen(tmp_path, jsonl(rows), text="body", label="kind", group="by")

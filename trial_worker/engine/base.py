@@ -73,14 +73,14 @@ class Base:
         cls,
         pin: ModelPin,
         family: str,
-        labels: int,
+        outputs: int,
         device: torch.device | str = "cpu",
         *,
         streams: bool = True,
     ) -> Base:
         """Load what the pin names, as it says: safetensors only, no code from the model's repository.
 
-        family: "sequence" (a classifier over `labels` classes) or "causal" (a language model).
+        family: "sequence" (a head with so many outputs for each row) or "causal" (a language model, outputs 0).
         streams: compute rows without padding where the model allows it.
 
         The pin's precision is that of the frozen weights and of what is computed with them. Adapters, heads, losses
@@ -97,7 +97,7 @@ class Base:
         place, options = locate(pin)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
         if family == "sequence":
-            options = {**options, "num_labels": labels, "ignore_mismatched_sizes": True}
+            options = {**options, "num_labels": outputs, "ignore_mismatched_sizes": True}
         if pin.quantization != "none":
             config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
             options |= quantized.options(_FAMILIES[family], config, dtype, device)

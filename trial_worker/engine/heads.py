@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from trial_worker.engine.stream import current
 from trial_worker.engine.token_loss import head_loss
 from trial_worker.tasks.interface import Answers, Batch, answers
+
+Answer = Callable[[Tensor, Batch], Answers]  # as `Task.answer`
 
 
 class Reader(Protocol):
@@ -60,11 +62,11 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def read_family(model: PreTrainedModel) -> Reader:
+def read_family(model: PreTrainedModel, answer: Answer) -> Reader:
     """`pooling: first`: the SequenceClassification class as its authors wrote it."""
 
     def read(batch: Batch) -> Answers:
-        return answers(model(**batch.inputs).logits, batch)
+        return answer(model(**batch.inputs).logits, batch)
 
     return read
 
@@ -97,12 +99,12 @@ class MeanHead(nn.Module):
         return out
 
 
-def read_mean(encoder: PreTrainedModel, head: nn.Module) -> Reader:
+def read_mean(encoder: PreTrainedModel, head: nn.Module, answer: Answer) -> Reader:
     """Mean pooling over the encoder's last states."""
 
     def read(batch: Batch) -> Answers:
         states = encoder(**batch.inputs).last_hidden_state
-        return answers(head(states, batch.mask), batch)
+        return answer(head(states, batch.mask), batch)
 
     return read
 

@@ -11,13 +11,23 @@ from torch import Tensor, nn
 
 from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
-from trial_worker.engine.heads import Reader, SlotHead, initialise, read_family, read_mean, read_tokens, reading_logits
+from trial_worker.engine.heads import (
+    Answer,
+    Reader,
+    SlotHead,
+    initialise,
+    read_family,
+    read_mean,
+    read_tokens,
+    reading_logits,
+)
 from trial_worker.engine.lora import Factors, SlotLinear
 from trial_worker.engine.lora_grouped import Stack
 from trial_worker.engine.memory import Layout, Memory
 from trial_worker.engine.narrow import Reads
 from trial_worker.engine.noise import SlotDropout, noise_in_place
 from trial_worker.engine.survey import Head, Kind, Survey, head_weights, lora_scale, survey
+from trial_worker.tasks.interface import answers
 
 RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
 
@@ -25,11 +35,12 @@ RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
 class Network:
     """Adapters of up to `slots` units on a base. The base is changed only between `install` and `remove`.
 
-    memory: the slots' weights. read: what it says of a batch, while installed.
+    memory: the slots' weights. read: what it says of a batch, while installed. answer: as `Task.answer`.
     """
 
-    def __init__(self, base: Base, kind: Kind, slots: int) -> None:
+    def __init__(self, base: Base, kind: Kind, slots: int, answer: Answer = answers) -> None:
         self.base = base
+        self._answer = answer
         self.kind = kind
         self.slots = slots
         self.survey: Survey = survey(base, kind)
@@ -169,9 +180,9 @@ class Network:
                 else:
                     mean = own
             if mean is not None:
-                yield read_mean(model, mean)
+                yield read_mean(model, mean, self._answer)
             elif self.kind.classes:
-                yield read_family(model)
+                yield read_family(model, self._answer)
             elif self.base.plain_head and type(model.get_output_embeddings()) is nn.Linear:  # type: ignore[no-untyped-call]
                 yield read_tokens(model)
             else:

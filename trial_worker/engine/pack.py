@@ -39,7 +39,7 @@ class Pack:
         self.rows = rows
         self.slots = slots or SLOTS.get(base.device.type, 1)
         # where a language model's logits are all there at once, they decide how many tokens fit
-        whole = not rows.task.labels and not base.plain_head
+        whole = not rows.task.outputs and not base.plain_head
         vocabulary = int(base.model.config.get_text_config().vocab_size) if whole else 0
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._pace: float | None = None
@@ -106,7 +106,7 @@ class Pack:
         events: list[PackEvent] = []
         while self._new:
             unit = self._new[0]
-            kind = Kind.of(self.base, unit.settings, len(self.rows.task.labels))
+            kind = Kind.of(self.base, unit.settings, self.rows.task.outputs)
             if self._slots and (self._network is not self._networks.get(kind) or self._too_wide(unit)):
                 break
             self._new.pop(0)
@@ -123,10 +123,10 @@ class Pack:
 
     def _begin(self, unit: TrainUnit, kind: Kind) -> list[PackEvent]:
         try:
-            network = self._networks.get(kind) or Network(self.base, kind, self.slots)
+            network = self._networks.get(kind) or Network(self.base, kind, self.slots, self.rows.task.answer)
             rank = unit.settings.lora_rank
             if network.grows(rank) and (fit := self._slots_within(network, rank)) < network.slots:
-                self.slots, network = fit, Network(self.base, kind, fit)
+                self.slots, network = fit, Network(self.base, kind, fit, self.rows.task.answer)
             self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
             slot = Slot(place, unit, self.base, self.rows, network)
@@ -300,5 +300,5 @@ def open_study(study: OpenStudy, device: torch.device) -> Pack:
     """
     task = task_named(study.task, study.labels)
     rows = read_snapshot(study.data)
-    base = Base.load(study.model, task.family, len(task.labels), device)
+    base = Base.load(study.model, task.family, task.outputs, device)
     return Pack(base, Rows(task, rows, base.tokenizer))

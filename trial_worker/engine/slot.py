@@ -41,7 +41,7 @@ class Slot:
         """
         self.place = place
         self.unit = unit
-        self.items = usable_items(base, rows, unit)
+        self.items = rows.task.fitted(usable_items(base, rows, unit), unit.train)
         self.clock = Clock()
         self.clock.limit(unit.seconds_left)
         self.at = Position()
@@ -210,7 +210,7 @@ class Slot:
         """
         unit, epoch = self.unit, self.at.epoch + 1
         validation = [self.items[row] for row in unit.validation]
-        scores = _in_order([self._scores[row] for row in unit.validation], keep_logits=bool(self._task.labels))
+        scores = _in_order([self._scores[row] for row in unit.validation])
         if not math.isfinite(scores.nats.sum()):
             raise UnitStopped(Outcome.DIVERGED, f"validation loss {scores.nats.sum()} after epoch {epoch}")
         train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)
@@ -280,12 +280,11 @@ def usable_items(base: Base, rows: Rows, unit: TrainUnit) -> list[Item]:
     return items
 
 
-def _in_order(found: Sequence[tuple[Scores, int]], keep_logits: bool) -> Scores:
+def _in_order(found: Sequence[tuple[Scores, int]]) -> Scores:
+    logits = [scores.logits[i] for scores, i in found if scores.logits is not None]
     return Scores(
         nats=np.array([scores.nats[i] for scores, i in found]),
         counts=np.array([scores.counts[i] for scores, i in found]),
         correct=np.array([scores.correct[i] for scores, i in found]),
-        logits=np.stack([scores.logits[i] for scores, i in found if scores.logits is not None])
-        if keep_logits
-        else None,
+        logits=np.stack(logits) if logits else None,
     )

@@ -23,11 +23,12 @@ class Item:
     """One row, tokenised, its longest form: `Task.shorten` cuts it.
 
     ids: (length,) int64.
-    targets: (targets,) int64, a class or the supervised tokens.
+    targets: (targets, ...), a class or the supervised tokens, int64; or of another form that the task knows.
     positions: (targets,) int64, the token whose output predicts each target; None where the row has one output.
     size: UTF-8 bytes of the supervised text; 0 for a class.
     ends: (targets,) int64, bytes of the supervised text that are covered once this target is; None for a class.
     segments: (length,) int64, which text of a pair each token is of; None: all are of the first.
+    centre, spread: of a target that is a number: what was taken off it, and what it was then divided by.
     """
 
     ids: Tensor
@@ -36,6 +37,8 @@ class Item:
     size: int = 0
     ends: Tensor | None = None
     segments: Tensor | None = None
+    centre: float = 0.0
+    spread: float = 1.0
 
     @property
     def length(self) -> int:
@@ -54,7 +57,7 @@ class Batch:
 
     ids: (rows, length) int64.
     mask: (rows, length) int64, 1 where a token is real; None where nothing is padded, which attention does faster.
-    targets: (targets,) int64, the items' targets one after another.
+    targets: (targets, ...), the items' targets one after another.
     positions: (targets,) int64 into rows * length; None where each row has one output.
     owners: (targets,) int64, the row of each target.
     smoothing: (targets,) float32, how much of each target's weight is spread over all outputs; None: nothing.
@@ -87,7 +90,7 @@ class Answers:
     """What a model said of a batch's targets.
 
     nats: (targets,) float64, negative log-likelihood. hits: (targets,) bool, whether it was the most likely output.
-    logits: (targets, classes) of a classifier; None of a language model, whose logits are never all there.
+    logits: (targets, outputs) of a head; None of a language model, whose logits are never all there.
     smoothed: (targets,) float64, what training makes small instead of `nats`, where targets are smoothed.
     """
 
@@ -104,7 +107,7 @@ class Scores:
     nats: (items,) float64, negative log-likelihood summed over the item's targets.
     counts: (items,) int64, targets of the item.
     correct: (items,) int64, targets that were the most likely output.
-    logits: (items, classes) float32 for classification, else None.
+    logits: (items, outputs) float32 of a head that reads the whole row, else None.
     """
 
     nats: np.ndarray
@@ -114,11 +117,20 @@ class Scores:
 
 
 class Task(Protocol):
-    """One kind of learning. Stateless but for its labels; safe to share."""
+    """One kind of learning. Stateless but for its labels; safe to share.
 
-    family: str  # which transformers class: "sequence" or "causal"
-    labels: tuple[str, ...]  # class names in logit order; empty for a language model
-    one_class: bool  # each row is of one of the classes: what is mixed, compared or weighed by class
+    family: which transformers class: "sequence" or "causal". labels: class names in logit order, if it has classes.
+    one_class: each row is of one of them, so that rows can be mixed, compared and weighed by class.
+    """
+
+    family: str
+    labels: tuple[str, ...] = ()
+    one_class: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Of the head; 0 for a language model."""
+        return len(self.labels)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
         """Tokenise snapshot rows without a limit on their length.
@@ -126,12 +138,23 @@ class Task(Protocol):
         Raises:
             ValueError: a row is not of this task's form; the message names its number, counted from 0.
         """
+        raise NotImplementedError
 
     def shorten(self, item: Item, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Item:
         """The item of a row that has more than `max_length` tokens."""
+        raise NotImplementedError
+
+    def fitted(self, items: Sequence[Item], train: Sequence[int]) -> Sequence[Item]:
+        """All items as a unit sees them that trains on these of them."""
+        return items
+
+    def answer(self, outputs: Tensor, batch: Batch) -> Answers:
+        """What a head's outputs (targets, outputs) say of a batch's targets."""
+        return answers(outputs, batch)
 
     def tallies(self, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
         """Additive sums: any metric of any set of folds is a function of their sum."""
+        raise NotImplementedError
 
 
 def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:

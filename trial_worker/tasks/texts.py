@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trial_worker.tasks.interface import Item, Row
+from trial_worker.tasks.interface import Item, Row, Task
 
 
-class OneTarget:
+class OneTarget(Task):
     """Rows `{"text": str}`, with `text_pair` the two of a pair, and a target of the task's own form."""
 
     def target(self, row: Row) -> Tensor:
