@@ -1,4 +1,4 @@
-"""Which of several classes fit a text, or a pair of texts, any number of them: rows `{"text": str, "labels": [str]}`."""
+"""Which of several classes fit a text, or a pair of texts, any number: rows `{"text": str, "labels": [str]}`."""
 
 from __future__ import annotations
 
