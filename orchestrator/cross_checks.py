@@ -19,6 +19,14 @@ from orchestrator.spec import default_rule
 
 MOST_POINTS = 10_000
 ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_scaling", "target_modules", "top_layers")
+KINDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # tasks with several forms of rows -> the columns of each
+    "causal_lm": {"prompt": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)},
+    "token_classification": {"tokens": ("tokens", "tags"), "text": ("text", "spans")},
+}
+KINDS_IN_WORDS = {
+    "causal_lm": "text, prompt with completion, or messages",
+    "token_classification": "tokens with tags, or text with spans",
+}
 COMPARED = ("mixup_alpha", "r_drop_alpha")
 
 
@@ -184,11 +192,11 @@ def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Probl
     for column in known:
         if column not in forms.KEYS[task] and data.get(column) is not None:
             yield doc.problem(("data", column), "no-effect", f"'data.{column}' has no meaning for task {task}")
-    if task == "causal_lm":
-        pairs = {"prompt": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}
+    if task in KINDS:
+        pairs = KINDS[task]
         kinds = {kind: key for kind, keys in pairs.items() for key in keys if data.get(key) is not None}
         if len(kinds) > 1:
-            message = f"rows are text, prompt with completion, or messages — got {' and '.join(kinds)}"
+            message = f"rows are {KINDS_IN_WORDS[task]} — got {' and '.join(kinds)}"
             yield doc.problem(("data", list(kinds.values())[1]), "columns", message)
 
 

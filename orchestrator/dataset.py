@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import forms, hyperparameters, readers, row_values, strata
+from orchestrator import forms, hyperparameters, readers, row_joins, row_values, strata
 from orchestrator.contract import canonical
 from orchestrator.errors import BAD_DATA, BadInput, Problem
 from orchestrator.readers import Row
@@ -77,6 +77,8 @@ def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> di
     """Canonical name -> the user's column."""
     if task in forms.FORMS:
         return forms.columns(task, source)
+    if task == "token_classification":
+        return _tagged(source, raw)
     if source.messages:
         return {"messages": source.messages}
     if source.prompt or source.completion:
@@ -93,6 +95,13 @@ def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> di
     raise BadInput([Problem(code="columns", message=message, help=help, file=file)], code=BAD_DATA)
 
 
+def _tagged(source: DataSource, raw: Sequence[Row]) -> dict[str, str]:
+    spans = source.text or source.spans or ("tokens" not in raw[0].values and "spans" in raw[0].values)
+    if spans and not (source.tokens or source.tags):
+        return {"text": source.text or "text", "spans": source.spans or "spans"}
+    return {"tokens": source.tokens or "tokens", "tags": source.tags or "tags"}
+
+
 def _canonical_rows(
     raw: Sequence[Row], columns: Mapping[str, str], file: str
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
@@ -106,6 +115,7 @@ def _canonical_rows(
         problems.append(Problem(code="data-column", message=message, help=help, file=file, line=raw[0].line))
     for row in raw:
         values: dict[str, Any] = {}
+        before = len(problems)
         for name, column in columns.items():
             if column in nowhere:
                 continue
@@ -118,6 +128,12 @@ def _canonical_rows(
                 code = f"data-{KINDS[wrong.split()[0]]}"
                 problems.append(Problem(code=code, message=f"'{column}' {wrong}", file=file, line=row.line))
             values[name] = value
+        if not nowhere and len(problems) == before:
+            values, name, wrong = row_joins.joined(values)
+            if wrong:
+                problems.append(
+                    Problem(code="data-fit", message=f"'{columns[name]}' {wrong}", file=file, line=row.line)
+                )
         rows.append(values)
     return rows, problems
 

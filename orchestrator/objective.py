@@ -17,20 +17,26 @@ MAXIMIZE: Mapping[str, bool] = {
     "accuracy": True,
     "f1": True,
     "micro_f1": True,
+    "entity_f1": True,
     "calibration_error": False,
     "mse": False,
     "mae": False,
     "r2": True,
+    "exact_match": True,
+    "answer_f1": True,
     "perplexity": False,
 }
 OF_TASK: Mapping[str, tuple[str, ...]] = {  # which tasks may ask for it
-    "accuracy": ("classification", "multi_label"),
+    "accuracy": ("classification", "multi_label", "token_classification"),
     "f1": ("classification", "multi_label"),
     "micro_f1": ("multi_label",),
+    "entity_f1": ("token_classification",),
     "calibration_error": ("classification",),
     "mse": ("regression",),
     "mae": ("regression",),
     "r2": ("regression",),
+    "exact_match": ("question_answering",),
+    "answer_f1": ("question_answering",),
     "perplexity": ("causal_lm",),
 }
 
@@ -57,7 +63,8 @@ def metrics(tallies: Tallies) -> dict[str, float]:
     accuracy: share of items whose most likely label or token is right; of several labels all must be. f1: macro F1 over
     classes that occur or are predicted. micro_f1: of all labels of all rows together. calibration_error: expected
     calibration error, 15 equal-width bins (Guo et al. 2017, eq. 3). mse, mae, r2: in the data's own units; r2 is the
-    share of the variance over all items that is explained. perplexity: exp of the loss.
+    share of the variance over all items that is explained. entity_f1: of all entities together, right where type and
+    both ends are. exact_match, answer_f1: means over rows, as SQuAD 1.1. perplexity: exp of the loss.
     """
     loss = validation_loss(tallies)
     if "squared_errors" in tallies:
@@ -71,6 +78,11 @@ def metrics(tallies: Tallies) -> dict[str, float]:
         else:
             values["micro_f1"] = f1(*(sum(each) for each in counts))
         return values
+    if "entities" in tallies:
+        return {**values, "entity_f1": f1(*tallies["entities"])}
+    if "overlap" in tallies:
+        answered = {"exact_match": tallies["exact"], "answer_f1": tallies["overlap"]}
+        return {**values, **{name: _share(sum_, tallies["rows"]) for name, sum_ in answered.items()}}
     values["perplexity"] = math.exp(loss) if loss < 700 else math.inf
     if tallies.get("bytes"):
         values["nats_per_byte"] = float(tallies["nats"]) / float(tallies["bytes"])

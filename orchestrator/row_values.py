@@ -61,4 +61,46 @@ def clean(text: str) -> Found:
     return text, ""
 
 
-READERS: Mapping[str, Callable[[Any], Found]] = {"number": number, "labels": names}  # by the name in the snapshot
+def words(value: Any) -> Found:
+    """A list of words, none of them empty."""
+    if not isinstance(value, list) or not value:
+        return None, f"must be a list of words — got {show(value)}"
+    for one in value:
+        if not isinstance(one, str) or not one.strip():
+            return None, f"must be a list of words, all text — got {show(one)} in it"
+        if wrong := clean(one)[1]:
+            return None, wrong
+    return value, ""
+
+
+def place(value: Any) -> Found:
+    """The number of a character, from 0."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        return None, f"must be the number of a character, from 0 — got {show(value)}"
+    return value, ""
+
+
+def spans(value: Any) -> Found:
+    """Stretches of a text with a label each, in their order."""
+    rule = "must be a list of {start, end, label}"
+    if not isinstance(value, list):
+        return None, f"{rule} — got {show(value)}"
+    for one in value:
+        if not isinstance(one, dict) or not isinstance(label := one.get("label"), str) or not label.strip():
+            return None, f"{rule} — got {show(one)} in it"
+        if place(one.get("start"))[1] or place(one.get("end"))[1] or clean(label)[1]:
+            return None, f"{rule}, characters from 0 — got {show(one)}"
+    found = [{"start": place(one["start"])[0], "end": place(one["end"])[0], "label": one["label"]} for one in value]
+    return sorted(found, key=lambda span: (span["start"], span["end"])), ""
+
+
+READERS: Mapping[str, Callable[[Any], Found]] = {  # by the name in the snapshot
+    "number": number,
+    "labels": names,
+    "tokens": words,
+    "tags": words,
+    "spans": spans,
+    "start": place,
+}

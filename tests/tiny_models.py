@@ -203,6 +203,34 @@ def labels_rows(count: int = 24) -> list[dict[str, Any]]:
     ]
 
 
+TAGS = ("B-food", "B-tool", "I-food", "O")
+
+
+def tagged_rows(count: int = 24) -> list[dict[str, Any]]:
+    """The same texts with a tag for each word."""
+    rows = []
+    for i, row in enumerate(classification_rows(count)):
+        text, words, at = row["text"], [], 0
+        for word in text.split():
+            words.append([at, at + len(word)])
+            at += len(word) + 1
+        rows.append({"text": text, "words": words, "tags": [TAGS[(len(text) + i * n) % 4] for n in range(len(words))]})
+    return rows
+
+
+def question_rows(count: int = 24) -> list[dict[str, Any]]:
+    """A few words of a text are asked for by the word before them."""
+    rows = []
+    for i in range(count):
+        words = " ".join(CORPUS[(i + j) % 6] for j in range(1 + i % 2)).split()
+        at, length = 1 + i % (len(words) - 3), 1 + i % 3
+        answer = " ".join(words[at : at + length])
+        start = len(" ".join(words[:at])) + 1
+        question = f"what is behind {words[at - 1]}"
+        rows.append({"context": " ".join(words), "question": question, "answer": answer, "start": start})
+    return rows
+
+
 def uneven_rows(count: int = 24) -> list[dict[str, str]]:
     """The same with one class that has most of them."""
     return [{**row, "label": "food"} if i % 5 < 3 else row for i, row in enumerate(classification_rows(count))]

@@ -18,7 +18,7 @@ from tests.parity.test_against_peft import SETTINGS, Losses, company, crossed, f
 from tests.parity.test_company import alone, equal
 from tests.parity.test_company import train as train_all
 from trial_worker.engine import Base, Pack, Rows
-from trial_worker.tasks import Classification, MultiLabel, Regression, Task
+from trial_worker.tasks import Classification, MultiLabel, QuestionAnswering, Regression, Task, TokenClassification
 from trial_worker.tasks.interface import Item
 
 LABELS = tiny_models.LABELS
@@ -94,7 +94,37 @@ def labels_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float)
     return tuple(binary(logits, each, reduction="none").sum(-1).mean() for each in (truth, soft))
 
 
+def tags_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    inputs = grid(base, items)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for place, item in enumerate(items):
+        labels[place, item.positions] = item.targets
+    return crossed(model(**inputs).logits.flatten(0, 1), labels.flatten(), smoothing)
+
+
+def ends_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    """Row by row: transformers' own class lets padding be an answer. PEFT's class swallows token_type_ids (0.21)."""
+    shown, small = [], []
+    for item in items:
+        kinds = {} if item.segments is None else {"token_type_ids": item.segments[None]}
+        said = model.get_base_model()(input_ids=item.ids[None], **kinds)
+        for logits, target in zip((said.start_logits, said.end_logits), item.targets, strict=True):
+            found = crossed(logits, target[None], smoothing)
+            shown.append(found[0])
+            small.append(found[1])
+    return torch.stack(shown).mean(), torch.stack(small).mean()
+
+
+TAGGED, TAGS = tiny_models.tagged_rows(), TokenClassification(tiny_models.TAGS)
+QUESTIONS, ENDS = tiny_models.question_rows(), QuestionAnswering()
+SMOOTH = {"label_smoothing": 0.1}
 CASES = {
+    "tags on bert": Case(tiny_models.save_bert, TAGS, TAGGED, tags_loss, "TOKEN_CLS", SMOOTH),
+    "tags on gpt2": Case(tiny_models.save_gpt2, TAGS, TAGGED, tags_loss, "TOKEN_CLS"),
+    "tags on t5": Case(tiny_models.save_t5, TAGS, TAGGED, tags_loss, "TOKEN_CLS"),
+    "answers on bert": Case(tiny_models.save_bert, ENDS, QUESTIONS, ends_loss, "QUESTION_ANS", SMOOTH),
+    "answers on roberta": Case(tiny_models.save_roberta, ENDS, QUESTIONS, ends_loss, "QUESTION_ANS"),
+    "answers on gpt2": Case(tiny_models.save_gpt2, ENDS, QUESTIONS, ends_loss, "QUESTION_ANS"),
     "regression": Case(tiny_models.save_bert, Regression(), tiny_models.number_rows(), number_loss),
     "several labels": Case(
         tiny_models.save_roberta,
@@ -127,7 +157,8 @@ def test_losses_and_adapter_equal_the_textbook_loop(name: str, tmp_path: Path) -
     expected, adapter = plain(textbook, unit, start, case.loss, case.kind)
     assert losses == pytest.approx(expected, rel=1e-9)
     assert losses[-1] != losses[0]
-    same_weights(epochs, adapter, 1e-8)
+    # the bias of a softmax over tokens has no gradient but rounding
+    same_weights(epochs, {name: value for name, value in adapter.items() if value.abs().max() > 1e-9}, 1e-8)
 
 
 def units(**settings: Any) -> list[TrainUnit]:
@@ -176,3 +207,19 @@ def test_what_rows_weigh_does_not_depend_on_what_fits(beside: dict[str, Any], tm
     found = train_all(tight, chosen)
     equal(found, alone(base, tight.rows, chosen))
     assert found != train_all(case.pack(base, 3), plain_units)
+
+
+READS = {"tags on bert": "targets", "tags on gpt2": "targets", "answers on bert": "all", "regression": "first"}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_the_tokens_that_a_head_reads_are_found_and_the_numbers_stay(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    base = case.base(tmp_path)
+    if name.startswith("tags"):  # few enough to be picked
+        rows = [{**row, "words": row["words"][::4], "tags": row["tags"][::4]} for row in case.rows]
+        case = dataclasses.replace(case, rows=rows)
+    assert base.reads == READS[name]
+    chosen = [tiny_models.unit(16, number=n, seed=n, lora_rank=n, lora_dropout=0.2) for n in (1, 2, 3)]
+    everything = dataclasses.replace(base, reads="all")
+    equal(train_all(case.pack(base, 2), chosen), train_all(case.pack(everything, 2), chosen))

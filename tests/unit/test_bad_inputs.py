@@ -238,6 +238,13 @@ STUDY_YAML = {
         study(gradient_checkpointing="true"), r"unknown key 'gradient_checkpointing'\n  help: write `model: {gradient"
     ),
     "empty column name": Bad(study(data="{path: rows.jsonl, text: ''}"), r"'data.text' must have at least 1 character"),
+    "two kinds of tagged rows": Bad(
+        study(task="token_classification", data="{path: rows.jsonl, tokens: w, spans: s}"), r"rows are tokens with tags, or text with spans — got"
+    ),
+    "entities of tags without a scheme": Bad(
+        study(task="token_classification", objective="entity_f1"), r":7:1: 'entity_f1' needs tags O, B-TYPE and I-TYPE — got NN, VB", 2,
+        {"rows.jsonl": jsonl([{"tokens": [f"w{i}", "x"], "tags": ["NN", "VB"]} for i in range(9)])},
+    ),
     "stratify without classes": Bad(
         study(task=CAUSAL, cross_validation="{stratify: true}"), r"'stratify: true' needs classes"
     ),
@@ -292,6 +299,7 @@ SEARCH_SPACE = {
     "choices and more": Bad(space("epochs: {choices: [1], low: 2}"), r"choices stand alone, got also low"),
 }  # fmt: skip
 
+TAGGED, ASKED = study(task="token_classification"), study(task="question_answering")
 NUMBERS, SEVERAL = study(task="regression"), study(task="multi_label")
 PROMPTS = study(task=CAUSAL, data="{path: rows.jsonl, prompt: p, completion: c}")
 DATASET = {
@@ -332,6 +340,27 @@ DATASET = {
     "34 a label with U+0000": data(jsonl([{"text": "x", "label": ["a\0"]}]), r":1: 'label' holds the character U", text=SEVERAL),
     "42 no label at all": data(jsonl([{"text": f"t{i}", "label": []} for i in range(9)]), r"multi_label needs at least 1 class", text=SEVERAL),
     "42 one number": data(jsonl([{"text": f"t{i}", "label": 3} for i in range(9)]), r"needs at least 2 different numbers — got only 3", text=NUMBERS),
+    "34 tokens as text": data(jsonl([{"tokens": "a b", "tags": ["O", "O"]}]), r":1: 'tokens' must be a list of words — got 'a b'", text=TAGGED),
+    "34 an empty token": data(jsonl([{"tokens": ["a", " "], "tags": ["O", "O"]}]), r":1: 'tokens' must be a list of words, all text — got ' ' in it", text=TAGGED),
+    "34 a tag that is a number": data(jsonl([{"tokens": ["a"], "tags": [3]}]), r":1: 'tags' must be a list of words, all text — got 3 in it", text=TAGGED),
+    "34 fewer tags than tokens": data(jsonl([{"tokens": ["a", "b"], "tags": ["O"]}]), r"\[data-fit\] .*:1: 'tags' must have one tag for each of 2 tokens — got 1", text=TAGGED),
+    "34 spans of no form": data(jsonl([{"text": "a b", "spans": [{"start": 0, "end": 1}]}]), r":1: 'spans' must be a list of \{start, end, label\} — got", text=TAGGED),
+    "34 a span before the text": data(jsonl([{"text": "a b", "spans": [{"start": -1, "end": 1, "label": "x"}]}]), r":1: 'spans' must be .*, characters from 0", text=TAGGED),
+    "34 a span behind the text": data(jsonl([{"text": "a b", "spans": [{"start": 2, "end": 4, "label": "x"}]}]), r":1: 'spans' must lie within a text of 3 characters", text=TAGGED),
+    "34 a span of nothing": data(jsonl([{"text": "a  b", "spans": [{"start": 1, "end": 2, "label": "x"}]}]), r":1: 'spans' must cover a word", text=TAGGED),
+    "34 spans that overlap": data(
+        jsonl([{"text": "ab c", "spans": [{"start": 0, "end": 1, "label": "x"}, {"start": 1, "end": 4, "label": "y"}]}]),
+        r":1: 'spans' must not share a word with another span", text=TAGGED,
+    ),
+    "42 one tag": data(jsonl([{"tokens": [f"w{i}"], "tags": ["O"]} for i in range(9)]), r"needs at least 2 tags — got only 'O'", text=TAGGED),
+    "34 an answer elsewhere": data(
+        jsonl([{"context": "a red fruit", "question": "which?", "answer": "red", "answer_start": 3}] * 2),
+        r":1: 'answer_start' must be where the answer stands: there is 'ed ', and the answer is 'red'(.|\n)*:2: 'answer_start'", text=ASKED,
+    ),
+    "34 an answer nowhere": data(
+        jsonl([{"context": "a", "question": "b", "answer": "a", "answer_start": "x"}]), r":1: 'answer_start' must be the number of a character", text=ASKED
+    ),
+    "35 an empty question": data(jsonl([{"context": "a", "question": " ", "answer": "a", "answer_start": 0}]), r":1: 'question' is empty", text=ASKED),
     "34 a pair's second text": data(
         rows({"text": "a", "b": 3, "label": "a"}), r":21: 'b' must be text — got 3", text=study(data="{path: rows.jsonl, text_pair: b}")
     ),

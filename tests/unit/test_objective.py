@@ -116,7 +116,9 @@ def test_every_objective_has_a_direction() -> None:
     classes = {**LANGUAGE, "tp": [1], "fp": [0], "fn": [0], "bins": [[1, 1.0, 1]]}
     several = {name: value for name, value in classes.items() if name != "bins"}
     numbers = dict.fromkeys(("squared_errors", "absolute_errors", "numbers", "squared_numbers"), 1.0)
-    kinds = (LANGUAGE, classes, several, {**LANGUAGE, **numbers})
+    words = {**LANGUAGE, "rows": 3, "entities": [1, 0, 0]}
+    ends = {**LANGUAGE, "rows": 3, "exact": 1, "overlap": 1.5}
+    kinds = (LANGUAGE, classes, several, {**LANGUAGE, **numbers}, words, ends)
     assert set(objective.MAXIMIZE) == set().union(*(objective.metrics(each) for each in kinds))
     assert set(objective.OF_TASK) == set(objective.MAXIMIZE) - {"validation_loss"}
 

@@ -71,6 +71,33 @@ def read_family(model: PreTrainedModel, answer: Answer) -> Reader:
     return read
 
 
+def read_each(model: PreTrainedModel, answer: Answer) -> Reader:
+    """The TokenClassification class as its authors wrote it, asked of the supervised tokens."""
+
+    def read(batch: Batch) -> Answers:
+        assert batch.positions is not None
+        logits: Tensor = model(**batch.inputs).logits
+        return answer(logits.flatten(0, 1).index_select(0, batch.positions), batch)
+
+    return read
+
+
+def read_spans(model: PreTrainedModel, answer: Answer) -> Reader:
+    """The QuestionAnswering class as its authors wrote it, but that padding is no possible answer.
+
+    Theirs takes the softmax over padded places too, so that a row's loss would depend on the rows beside it.
+    """
+
+    def read(batch: Batch) -> Answers:
+        said = model(**batch.inputs)
+        logits = torch.stack([said.start_logits, said.end_logits], 1)
+        if batch.mask is not None:
+            logits = logits.masked_fill(batch.mask[:, None] == 0, -math.inf)
+        return answer(logits, batch)
+
+    return read
+
+
 class MeanHead(nn.Module):
     """`pooling: mean`: mean over real tokens, then a linear layer.
 

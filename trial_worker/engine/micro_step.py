@@ -50,6 +50,7 @@ class MicroStep:
                 counts=scores.counts[own],
                 correct=scores.correct[own],
                 logits=None if scores.logits is None else scores.logits[own],
+                outputs=None if scores.outputs is None else scores.outputs[own],
             )
 
 

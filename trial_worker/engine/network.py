@@ -16,8 +16,10 @@ from trial_worker.engine.heads import (
     Reader,
     SlotHead,
     initialise,
+    read_each,
     read_family,
     read_mean,
+    read_spans,
     read_tokens,
     reading_logits,
 )
@@ -29,6 +31,7 @@ from trial_worker.engine.noise import SlotDropout, noise_in_place
 from trial_worker.engine.survey import Head, Kind, Survey, head_weights, lora_scale, survey
 from trial_worker.tasks.interface import answers
 
+_READERS = {"sequence": read_family, "tokens": read_each, "spans": read_spans}
 RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
 
 
@@ -181,8 +184,8 @@ class Network:
                     mean = own
             if mean is not None:
                 yield read_mean(model, mean, self._answer)
-            elif self.kind.classes:
-                yield read_family(model, self._answer)
+            elif self.base.family in _READERS:
+                yield _READERS[self.base.family](model, self._answer)
             elif self.base.plain_head and type(model.get_output_embeddings()) is nn.Linear:  # type: ignore[no-untyped-call]
                 yield read_tokens(model)
             else:

@@ -20,7 +20,6 @@ from trial_worker.engine.slot import Slot
 from trial_worker.engine.stream import computing
 from trial_worker.engine.survey import Kind
 from trial_worker.tasks import task_named
-from trial_worker.tasks.interface import score
 from trial_worker.tasks.rows import Rows, read_snapshot
 
 PackEvent = Progress | EpochDone | UnitEnded
@@ -273,7 +272,7 @@ class Pack:
     def _scores(self, step: MicroStep) -> None:
         assert self._network is not None
         with computing(step.stream):
-            scores = score(self._network.read(step.batch), step.batch)
+            scores = self.rows.task.score(self._network.read(step.batch), step.batch)
         for (slot, samples), part in zip(step.parts, step.split(scores), strict=True):
             slot.scored(samples, part)
 

@@ -287,4 +287,5 @@ def _in_order(found: Sequence[tuple[Scores, int]]) -> Scores:
         counts=np.array([scores.counts[i] for scores, i in found]),
         correct=np.array([scores.correct[i] for scores, i in found]),
         logits=np.stack(logits) if logits else None,
+        outputs=[scores.outputs[i] for scores, i in found if scores.outputs is not None] or None,
     )

@@ -8,16 +8,20 @@ from trial_worker.tasks.causal_lm import CausalLm
 from trial_worker.tasks.classification import Classification
 from trial_worker.tasks.interface import Task
 from trial_worker.tasks.multi_label import MultiLabel
+from trial_worker.tasks.question_answering import QuestionAnswering
 from trial_worker.tasks.regression import Regression
 from trial_worker.tasks.rows import Rows, read_snapshot
+from trial_worker.tasks.token_classification import TokenClassification
 
 __all__ = [
     "CausalLm",
     "Classification",
     "MultiLabel",
+    "QuestionAnswering",
     "Regression",
     "Rows",
     "Task",
+    "TokenClassification",
     "read_snapshot",
     "task_named",
 ]
@@ -25,8 +29,13 @@ __all__ = [
 _LABELLED: Mapping[str, Callable[[Sequence[str]], Task]] = {
     "classification": Classification,
     "multi_label": MultiLabel,
+    "token_classification": TokenClassification,
 }
-_OTHERS: Mapping[str, Callable[[], Task]] = {"causal_lm": CausalLm, "regression": Regression}
+_OTHERS: Mapping[str, Callable[[], Task]] = {
+    "causal_lm": CausalLm,
+    "question_answering": QuestionAnswering,
+    "regression": Regression,
+}
 
 
 def task_named(name: str, labels: Sequence[str]) -> Task:

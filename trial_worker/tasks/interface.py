@@ -29,6 +29,7 @@ class Item:
     ends: (targets,) int64, bytes of the supervised text that are covered once this target is; None for a class.
     segments: (length,) int64, which text of a pair each token is of; None: all are of the first.
     centre, spread: of a target that is a number: what was taken off it, and what it was then divided by.
+    gold: what else the task compares answers with.
     """
 
     ids: Tensor
@@ -39,6 +40,7 @@ class Item:
     segments: Tensor | None = None
     centre: float = 0.0
     spread: float = 1.0
+    gold: Any = None
 
     @property
     def length(self) -> int:
@@ -108,18 +110,20 @@ class Scores:
     counts: (items,) int64, targets of the item.
     correct: (items,) int64, targets that were the most likely output.
     logits: (items, outputs) float32 of a head that reads the whole row, else None.
+    outputs: what tallies of other tasks need to know of each item, of a form that the task knows.
     """
 
     nats: np.ndarray
     counts: np.ndarray
     correct: np.ndarray
     logits: np.ndarray | None
+    outputs: Sequence[np.ndarray] | None = None
 
 
 class Task(Protocol):
     """One kind of learning. Stateless but for its labels; safe to share.
 
-    family: which transformers class: "sequence" or "causal". labels: class names in logit order, if it has classes.
+    family: which transformers class, see `Base.load`. labels: class names in logit order, if it has classes.
     one_class: each row is of one of them, so that rows can be mixed, compared and weighed by class.
     """
 
@@ -151,6 +155,10 @@ class Task(Protocol):
     def answer(self, outputs: Tensor, batch: Batch) -> Answers:
         """What a head's outputs (targets, outputs) say of a batch's targets."""
         return answers(outputs, batch)
+
+    def score(self, said: Answers, batch: Batch) -> Scores:
+        """Scores of a batch's rows, with all that `tallies` needs."""
+        return score(said, batch)
 
     def tallies(self, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
         """Additive sums: any metric of any set of folds is a function of their sum."""
