@@ -59,7 +59,7 @@ def check(file: Path, as_json: bool) -> None:
     console.data().print(console.resolved(resolved, dict(loaded.origins)))
     for caution in cautions:
         say(f"warning: {caution}")
-    classes = f", {len(snapshot.classes)} classes" if snapshot and snapshot.labels else ""
+    classes = f", {len(snapshot.classes)} classes" if snapshot and snapshot.classes else ""
     rows_here = f"{snapshot.rows} rows{classes}, " if snapshot else ""
     say(f"{file} is a valid study: {rows_here}{loaded.spec.budget.trials} trials")
 

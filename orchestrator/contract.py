@@ -191,6 +191,15 @@ class Settings:
         added=True,
     )
 
+    class_weights: str = hyperparameter(
+        "none",
+        "classes: what a training row counts: none (all alike), or balanced (rows of rare classes more, by the unit's "
+        "training rows)",
+        choices=["none", "balanced"],
+        aliases=["class_weight"],
+        added=True,
+    )
+
     def identity(self) -> dict[str, Any]:
         """What two settings that train the same have in common, by whichever version they were written."""
         fields = {field.name: field for field in dataclasses.fields(self)}
@@ -243,7 +252,7 @@ class OpenStudy:
     task: str
     model: ModelPin
     data: str  # path of the snapshot's JSONL on this machine
-    labels: tuple[str, ...]  # class names in logit order; empty unless the task is classification
+    labels: tuple[str, ...]  # class names in logit order; empty of a task without classes
     shots: int = 4  # rows, or rows of each class, that the baseline few-shot shows
     template: str = "{text}\n{label}"  # of a row in a prompt for classification
 
@@ -355,7 +364,8 @@ class Predictions:
 
     nats: float32, negative log-likelihood summed over the item's labels or supervised tokens; shape (items,).
     counts: float32, how many labels or tokens that sum covers; shape (items,).
-    logits: float16, classification, at the last epoch or with `TrainUnit.all_logits`; shape (items, classes).
+    logits: float16, of tasks whose head reads the whole row, at the last epoch or with `TrainUnit.all_logits`; shape
+        (items, outputs). A number is in standard deviations from the mean of the unit's training rows.
     All little-endian, base64.
     """
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import baselines, hyperparameters, models, objective, readers, space
+from orchestrator import baselines, forms, hyperparameters, models, objective, readers, space
 from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.epochs import shareable
@@ -19,12 +19,15 @@ from orchestrator.spec import default_rule
 
 MOST_POINTS = 10_000
 ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_scaling", "target_modules", "top_layers")
-COMPARED = ("mixup_alpha", "r_drop_alpha")
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("text", "label"),
-    "causal_lm": ("text", "prompt", "completion", "messages"),
+KINDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # tasks with several forms of rows -> the columns of each
+    "causal_lm": {"prompt": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)},
+    "token_classification": {"tokens": ("tokens", "tags"), "text": ("text", "spans")},
 }
-ONLY_FOR = {**dict.fromkeys(objective.CLASSIFICATION_ONLY, "classification"), "perplexity": "causal_lm"}
+KINDS_IN_WORDS = {
+    "causal_lm": "text, prompt with completion, or messages",
+    "token_classification": "tokens with tags, or text with spans",
+}
+COMPARED = ("mixup_alpha", "r_drop_alpha")
 
 
 def check(
@@ -36,14 +39,15 @@ def check(
     problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
     problems += _baselines(doc, raw)
     task = raw.get("task")
-    if task in ("classification", "causal_lm"):
+    if task in forms.TASKS:
         problems += _columns(doc, raw, task)
         wanted = raw.get("objective", "validation_loss")
-        only = ONLY_FOR.get(wanted) if isinstance(wanted, str) else None
-        if only not in (None, task):
-            problems.append(doc.problem(("objective",), "objective", f"'{wanted}' needs task {only} — got {task}"))
-    if task == "causal_lm":
-        problems += _causal(doc, raw, written)
+        only = objective.OF_TASK.get(wanted, (task,)) if isinstance(wanted, str) else (task,)
+        if task not in only:
+            message = f"'{wanted}' needs task {' or '.join(only)} — got {task}"
+            problems.append(doc.problem(("objective",), "objective", message))
+        if task not in forms.POOLED:
+            problems += _unpooled(doc, raw, written)
     return problems
 
 
@@ -151,8 +155,8 @@ def _method(
     methods = _extremes(raw, entries, "method") if set(entries) == set(written) else ("lora",)
     if "lora" in methods:
         return
-    if methods == ("head",) and raw.get("task") == "causal_lm":
-        message = "method head trains a classifier's head, and a language model has none — got task causal_lm"
+    if methods == ("head",) and raw.get("task") in forms.HEADLESS:
+        message = f"method head trains a classifier's head, and a language model has none — got task {raw['task']}"
         yield doc.problem(_place(doc, "method", written), "method", message, "use method lora")
     for name in sorted(ADAPTERS):
         without = "full" not in methods or name != "top_layers"
@@ -164,14 +168,22 @@ def _method(
 def _compared(
     doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
 ) -> Iterator[Problem]:
-    """mixup and R-Drop compare the logits of classes; R-Drop compares what dropout made different."""
+    """mixup, R-Drop and class weights need rows of classes; R-Drop compares what dropout made different."""
     if set(entries) != set(written):
         return
-    highest = {name: max(_extremes(raw, entries, name)) for name in (*COMPARED, "lora_dropout", "dropout")}
+    task = raw.get("task")
+    known = ("lora_dropout", "dropout", "label_smoothing")
+    highest = {name: max(_extremes(raw, entries, name)) for name in (*COMPARED, *known)}
+    if task == "regression" and highest["label_smoothing"]:
+        message = "'label_smoothing' has no meaning for task regression: a number has no classes to spread over"
+        yield doc.problem(_place(doc, "label_smoothing", written), "no-effect", message)
     for name in COMPARED:
-        if highest[name] and raw.get("task") == "causal_lm":
-            message = f"'{name}' compares logits of classes, and a language model has none — got task causal_lm"
+        if highest[name] and task in forms.TASKS and task != "classification":
+            message = f"'{name}' compares logits of classes, of which each row has one — got task {task}"
             yield doc.problem(_place(doc, name, written), "no-effect", message)
+    if task in forms.TASKS and task != "classification" and _extremes(raw, entries, "class_weights") != ("none",):
+        message = f"'class_weights' weighs rows by their class — got task {task}"
+        yield doc.problem(_place(doc, "class_weights", written), "no-effect", message)
     if highest["r_drop_alpha"] and not highest["lora_dropout"] and not highest["dropout"]:
         message = "'r_drop_alpha' compares what two dropout masks make of a row, and there is no dropout"
         help = "set or search lora_dropout or dropout"
@@ -196,22 +208,24 @@ def _extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:
     data = _section(raw, "data")
-    known = sorted({column for columns in COLUMNS.values() for column in columns})
+    known = sorted({column for columns in forms.KEYS.values() for column in columns})
     for column in known:
-        if column not in COLUMNS[task] and data.get(column) is not None:
+        if column not in forms.KEYS[task] and data.get(column) is not None:
             yield doc.problem(("data", column), "no-effect", f"'data.{column}' has no meaning for task {task}")
-    if task == "causal_lm":
-        pairs = {"prompt": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}
+    if task in KINDS:
+        pairs = KINDS[task]
         kinds = {kind: key for kind, keys in pairs.items() for key in keys if data.get(key) is not None}
         if len(kinds) > 1:
-            message = f"rows are text, prompt with completion, or messages — got {' and '.join(kinds)}"
+            message = f"rows are {KINDS_IN_WORDS[task]} — got {' and '.join(kinds)}"
             yield doc.problem(("data", list(kinds.values())[1]), "columns", message)
 
 
-def _causal(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
+def _unpooled(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
+    """What only tasks have that say one thing of a whole row."""
     where: Path_ = ("search", "space", "pooling") if "pooling" in written else ("training", "pooling")
     if where in doc.places:
-        yield doc.problem(where, "no-effect", "'pooling' has no meaning for task causal_lm")
+        yield doc.problem(where, "no-effect", f"'pooling' has no meaning for task {raw['task']}")
     if _section(raw, "cross_validation").get("stratify") is True:
         path = ("cross_validation", "stratify")
-        yield doc.problem(path, "no-effect", "'stratify: true' needs classes: task classification")
+        message = f"'stratify: true' needs classes: task {' or '.join(forms.POOLED)}"
+        yield doc.problem(path, "no-effect", message)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import hyperparameters, readers
+from orchestrator import forms, hyperparameters, readers, row_joins, row_values, strata
 from orchestrator.contract import canonical
 from orchestrator.errors import BAD_DATA, BadInput, Problem
 from orchestrator.readers import Row
@@ -35,13 +35,10 @@ class Snapshot:
     sha256: str
     rows: int
     labels: tuple[str, ...] | None  # of every row; classification only
+    classes: tuple[str, ...]  # names in logit order; empty without classes
+    strata: tuple[str, ...] | None  # of every row, its kind: each fold gets its share of every kind
     groups: tuple[str, ...] | None  # rows that must stay together; None: every row by itself
     cautions: tuple[str, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in logit order; empty without labels."""
-        return tuple(sorted(set(self.labels or ())))
 
 
 def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot:
@@ -56,23 +53,32 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
         raise BadInput([Problem(code="data", message="no rows", file=file)], code=BAD_DATA)
     columns = {**_columns(source, task, raw, file), **({"group": source.group} if source.group else {})}
     rows, problems = _canonical_rows(raw, columns, file)
-    labels = tuple(row["label"] for row in rows) if task == "classification" and not problems else None
-    if labels is not None and len(set(labels)) < 2:
-        message = f"classification needs at least 2 classes — got only {labels[0]!r}"
-        problems = [Problem(code="data-classes", message=message, file=file)]
+    if not problems and (wrong := forms.too_few(task, rows)):
+        problems = [Problem(code="data-classes", message=wrong, file=file)]
     if problems:
         raise BadInput(_shorten(problems), code=BAD_DATA)
     rows = _limit(rows, source.limit, seed)
     labels = tuple(row["label"] for row in rows) if task == "classification" else None
     groups, cautions = _groups(rows, labels)
     content = "".join(canonical(row) + "\n" for row in rows).encode()
-    return Snapshot(content, hashlib.sha256(content).hexdigest(), len(rows), labels, groups, cautions)
+    return Snapshot(
+        content=content,
+        sha256=hashlib.sha256(content).hexdigest(),
+        rows=len(rows),
+        labels=labels,
+        classes=forms.classes(task, rows),
+        strata=strata.strata(task, rows),
+        groups=groups,
+        cautions=cautions,
+    )
 
 
 def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:
     """Canonical name -> the user's column."""
-    if task == "classification":
-        return {"text": source.text or "text", "label": source.label or "label"}
+    if task in forms.FORMS:
+        return forms.columns(task, source)
+    if task == "token_classification":
+        return _tagged(source, raw)
     if source.messages:
         return {"messages": source.messages}
     if source.prompt or source.completion:
@@ -89,6 +95,13 @@ def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> di
     raise BadInput([Problem(code="columns", message=message, help=help, file=file)], code=BAD_DATA)
 
 
+def _tagged(source: DataSource, raw: Sequence[Row]) -> dict[str, str]:
+    spans = source.text or source.spans or ("tokens" not in raw[0].values and "spans" in raw[0].values)
+    if spans and not (source.tokens or source.tags):
+        return {"text": source.text or "text", "spans": source.spans or "spans"}
+    return {"tokens": source.tokens or "tokens", "tags": source.tags or "tags"}
+
+
 def _canonical_rows(
     raw: Sequence[Row], columns: Mapping[str, str], file: str
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
@@ -102,6 +115,7 @@ def _canonical_rows(
         problems.append(Problem(code="data-column", message=message, help=help, file=file, line=raw[0].line))
     for row in raw:
         values: dict[str, Any] = {}
+        before = len(problems)
         for name, column in columns.items():
             if column in nowhere:
                 continue
@@ -114,15 +128,23 @@ def _canonical_rows(
                 code = f"data-{KINDS[wrong.split()[0]]}"
                 problems.append(Problem(code=code, message=f"'{column}' {wrong}", file=file, line=row.line))
             values[name] = value
+        if not nowhere and len(problems) == before:
+            values, name, wrong = row_joins.joined(values)
+            if wrong:
+                problems.append(
+                    Problem(code="data-fit", message=f"'{columns[name]}' {wrong}", file=file, line=row.line)
+                )
         rows.append(values)
     return rows, problems
 
 
 def _value(name: str, value: Any) -> tuple[Any, str]:
     """(canonical value, "") or (None, what is wrong)."""
+    if name in row_values.READERS:
+        return row_values.READERS[name](value)
     if name in ("label", "group"):
         if isinstance(value, bool | int | str) and str(value).strip():
-            return _clean(str(value).lower() if isinstance(value, bool) else str(value))
+            return row_values.clean(str(value).lower() if isinstance(value, bool) else str(value))
         if isinstance(value, float) and value.is_integer():
             return str(int(value)), ""
         return None, f"must be text or a whole number — got {hyperparameters.show(value)}"
@@ -132,17 +154,7 @@ def _value(name: str, value: Any) -> tuple[Any, str]:
         return None, f"must be text — got {hyperparameters.show(value)}"
     if not value.strip():
         return None, "is empty"
-    return _clean(value)
-
-
-def _clean(text: str) -> tuple[str | None, str]:
-    if "\x00" in text:
-        return None, "holds the character U+0000, which Postgres refuses"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return None, "holds half a surrogate pair, which is no text"
-    return text, ""
+    return row_values.clean(value)
 
 
 def _messages(value: Any) -> tuple[Any, str]:
@@ -152,7 +164,7 @@ def _messages(value: Any) -> tuple[Any, str]:
     for turn in value:
         if not (isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
             return None, "must be a list of {role, content}, both text — got " + hyperparameters.show(turn)
-        wrong = _clean(turn["content"])[1] or _clean(turn["role"])[1]
+        wrong = row_values.clean(turn["content"])[1] or row_values.clean(turn["role"])[1]
         if wrong:
             return None, wrong
         turns.append({"role": turn["role"], "content": turn["content"]})
@@ -183,7 +195,7 @@ def _limit(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dic
     turn: Counter[Any] = Counter()
     ranks = []
     for index in order:
-        label = rows[index].get("label")
+        label = str(rows[index].get("label") or rows[index].get("labels"))
         ranks.append((turn[label], index))
         turn[label] += 1
     chosen = sorted(index for _, index in sorted(ranks, key=lambda rank: rank[0])[:limit])
@@ -211,7 +223,7 @@ def _groups(
 
 
 def _fingerprint(row: Mapping[str, Any]) -> str:
-    content = {key: _folded(value) for key, value in row.items() if key not in ("label", "group")}
+    content = {key: _folded(value) for key, value in row.items() if key not in forms.TOLD}
     return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 

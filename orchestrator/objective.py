@@ -16,10 +16,29 @@ MAXIMIZE: Mapping[str, bool] = {
     "validation_loss": False,
     "accuracy": True,
     "f1": True,
-    "perplexity": False,
+    "micro_f1": True,
+    "entity_f1": True,
     "calibration_error": False,
+    "mse": False,
+    "mae": False,
+    "r2": True,
+    "exact_match": True,
+    "answer_f1": True,
+    "perplexity": False,
 }
-CLASSIFICATION_ONLY = frozenset({"accuracy", "f1", "calibration_error"})
+OF_TASK: Mapping[str, tuple[str, ...]] = {  # which tasks may ask for it
+    "accuracy": ("classification", "multi_label", "token_classification"),
+    "f1": ("classification", "multi_label"),
+    "micro_f1": ("multi_label",),
+    "entity_f1": ("token_classification",),
+    "calibration_error": ("classification",),
+    "mse": ("regression",),
+    "mae": ("regression",),
+    "r2": ("regression",),
+    "exact_match": ("question_answering",),
+    "answer_f1": ("question_answering",),
+    "perplexity": ("causal_lm",),
+}
 
 Tallies = Mapping[str, Any]
 
@@ -41,20 +60,38 @@ def validation_loss(tallies: Tallies) -> float:
 def metrics(tallies: Tallies) -> dict[str, float]:
     """Every metric of the tallies' task; those of `MAXIMIZE` by name.
 
-    accuracy: share of items whose most likely label or token is right. f1: macro F1 over classes that occur or
-    are predicted. perplexity: exp of the loss. calibration_error: expected calibration error, 15 equal-width bins
-    (Guo et al. 2017, eq. 3).
+    accuracy: share of items whose most likely label or token is right; of several labels all must be. f1: macro F1 over
+    classes that occur or are predicted. micro_f1: of all labels of all rows together. calibration_error: expected
+    calibration error, 15 equal-width bins (Guo et al. 2017, eq. 3). mse, mae, r2: in the data's own units; r2 is the
+    share of the variance over all items that is explained. entity_f1: of all entities together, right where type and
+    both ends are. exact_match, answer_f1: means over rows, as SQuAD 1.1. perplexity: exp of the loss.
     """
     loss = validation_loss(tallies)
+    if "squared_errors" in tallies:
+        return {"validation_loss": loss, **_of_numbers(tallies)}
     values = {"validation_loss": loss, "accuracy": _share(tallies["correct"], tallies["items"])}
     if "tp" in tallies:
-        values["f1"] = _macro_f1(tallies["tp"], tallies["fp"], tallies["fn"])
-        values["calibration_error"] = _calibration_error(tallies["bins"])
-    else:
-        values["perplexity"] = math.exp(loss) if loss < 700 else math.inf
-        if tallies.get("bytes"):
-            values["nats_per_byte"] = float(tallies["nats"]) / float(tallies["bytes"])
+        counts = tallies["tp"], tallies["fp"], tallies["fn"]
+        values["f1"] = _macro_f1(*counts)
+        if "bins" in tallies:
+            values["calibration_error"] = _calibration_error(tallies["bins"])
+        else:
+            values["micro_f1"] = f1(*(sum(each) for each in counts))
+        return values
+    if "entities" in tallies:
+        return {**values, "entity_f1": f1(*tallies["entities"])}
+    if "overlap" in tallies:
+        answered = {"exact_match": tallies["exact"], "answer_f1": tallies["overlap"]}
+        return {**values, **{name: _share(sum_, tallies["rows"]) for name, sum_ in answered.items()}}
+    values["perplexity"] = math.exp(loss) if loss < 700 else math.inf
+    if tallies.get("bytes"):
+        values["nats_per_byte"] = float(tallies["nats"]) / float(tallies["bytes"])
     return values
+
+
+def f1(tp: float, fp: float, fn: float) -> float:
+    """Harmonic mean of precision and recall; NaN where there is nothing to find and nothing was found."""
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
 
 
 def value(name: str, folds: Iterable[Tallies]) -> float | None:
@@ -93,8 +130,18 @@ def _share(part: float, whole: float) -> float:
 
 
 def _macro_f1(tp: Sequence[int], fp: Sequence[int], fn: Sequence[int]) -> float:
-    seen = [(t, p, n) for t, p, n in zip(tp, fp, fn, strict=True) if t + p + n]
-    return sum(2 * t / (2 * t + p + n) for t, p, n in seen) / len(seen) if seen else math.nan
+    seen = [f1(*counts) for counts in zip(tp, fp, fn, strict=True) if any(counts)]
+    return sum(seen) / len(seen) if seen else math.nan
+
+
+def _of_numbers(tallies: Tallies) -> dict[str, float]:
+    items, squares = float(tallies["items"]), float(tallies["squared_errors"])
+    spread = tallies["squared_numbers"] - tallies["numbers"] ** 2 / items if items else 0.0
+    return {
+        "mse": _share(squares, items),
+        "mae": _share(tallies["absolute_errors"], items),
+        "r2": 1 - squares / spread if spread > 0 else math.nan,
+    }
 
 
 def _calibration_error(bins: Sequence[Sequence[float]]) -> float:

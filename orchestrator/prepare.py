@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import dataset, folds, models, reach, readers, sizes, stores
+from orchestrator import dataset, folds, forms, models, reach, readers, sizes, stores
 from orchestrator.contract import ModelPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
@@ -51,6 +51,9 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
             raise BadInput([*problems, *error.problems]) from None
         raise
     errors, cautions = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
+    if wanted.objective == "entity_f1" and not forms.are_bio(snapshot.classes):
+        message = f"'entity_f1' needs tags O, B-TYPE and I-TYPE — got {', '.join(snapshot.classes[:5])}"
+        problems.append(loaded.problem(("objective",), "objective", message))
     problems += [loaded.problem(("cross_validation", "folds"), "folds", message) for message in errors]
     if problems:
         raise BadInput(problems)
@@ -69,7 +72,7 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
     if wrong:
         raise BadInput([_store_problem(loaded, wrong)])
     wanted = loaded.spec.cross_validation
-    stratified = snapshot.labels if wanted.stratify else None
+    stratified = snapshot.strata if wanted.stratify else None
     plan = folds.plan(
         snapshot.rows,
         wanted.folds,

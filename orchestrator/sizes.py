@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator import models
+from orchestrator import forms, models
 from orchestrator.contract import Settings
 from orchestrator.space import Choices
 from orchestrator.spec import StudySpec
@@ -85,7 +85,7 @@ def most_rank(spec: StudySpec) -> int:
 
 def _head(spec: StudySpec, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """A classifier's own layers: at most one as wide as the model; a row for each class is little beside that."""
-    if spec.task != "classification":
+    if spec.task not in forms.POOLED:
         return 0
     widths = [shape[1] for name, shape in shapes.items() if len(shape) == 2 and ("embed" in name or "wte" in name)]
     return max(widths, default=0) ** 2

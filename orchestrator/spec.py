@@ -51,10 +51,24 @@ class DataSource(_Section):
     format: Literal["jsonl", "csv", "parquet", "hub"] | None = Field(None, description="default: by the file's suffix")
     split: str | None = Field(None, min_length=1, description="split of a hub dataset; default train")
     text: str | None = Field(None, min_length=1, description="column of the text; default text")
-    label: str | None = Field(None, min_length=1, description="column of the class; default label")
+    text_pair: str | None = Field(None, min_length=1, description="column of a pair's second text; default none")
+    label: str | None = Field(
+        None, min_length=1, description="column of the class, list of classes, or number; default label"
+    )
     prompt: str | None = Field(None, min_length=1, description="column of the prompt; default prompt")
     completion: str | None = Field(None, min_length=1, description="column of the completion; default completion")
     messages: str | None = Field(None, min_length=1, description="column of chat messages; default messages")
+    tokens: str | None = Field(None, min_length=1, description="column of a row's words; default tokens")
+    tags: str | None = Field(None, min_length=1, description="column of a tag for each word; default tags")
+    spans: str | None = Field(
+        None, min_length=1, description="column of {start, end, label} by characters of the text; default spans"
+    )
+    context: str | None = Field(None, min_length=1, description="column of the text with the answer; default context")
+    question: str | None = Field(None, min_length=1, description="column of the question; default question")
+    answer: str | None = Field(None, min_length=1, description="column of the answer's text; default answer")
+    answer_start: str | None = Field(
+        None, min_length=1, description="column of the answer's first character, from 0; default answer_start"
+    )
     group: str | None = Field(
         None, min_length=1, description="rows with the same value never stand on both sides of a fold"
     )
@@ -66,7 +80,7 @@ class CrossValidation(_Section):
 
     folds: int = Field(5, ge=2, le=100, description="parts; each is the validation part once")
     repeats: int = Field(1, ge=1, le=100, description="times the whole split is drawn anew")
-    stratify: bool = Field(True, description="keep the share of each class in every fold (classification)")
+    stratify: bool = Field(True, description="keep the share of each class, or range of numbers, in every fold")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="decides the split")
 
 
@@ -161,12 +175,28 @@ class StudySpec(_Section):
 
     study: str = Field(description="name; letters, digits, dot, dash, underscore")
     model: ModelSource
-    task: Literal["classification", "causal_lm"] = Field(description="classification or causal_lm")
+    task: Literal[
+        "classification", "multi_label", "regression", "token_classification", "question_answering", "causal_lm"
+    ] = Field(
+        description="classification (one class a row), multi_label (any number), regression (a number), "
+        "token_classification (a tag for each word), question_answering (where the answer stands) or causal_lm"
+    )
     data: DataSource
     cross_validation: CrossValidation = CrossValidation()
-    objective: Literal["validation_loss", "accuracy", "f1", "perplexity", "calibration_error"] = Field(
-        "validation_loss", description="the one number to optimise; its direction is part of its meaning"
-    )
+    objective: Literal[
+        "validation_loss",
+        "accuracy",
+        "f1",
+        "micro_f1",
+        "entity_f1",
+        "calibration_error",
+        "mse",
+        "mae",
+        "r2",
+        "exact_match",
+        "answer_f1",
+        "perplexity",
+    ] = Field("validation_loss", description="the one number to optimise; its direction is part of its meaning")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="decides suggestions, initial weights, data order, dropout")
     training: dict[str, Any] = Field(default_factory=dict, description="every hyperparameter that is not searched")
     search: Search

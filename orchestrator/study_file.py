@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import cross_checks, document, hyperparameters, space
+from orchestrator import cross_checks, document, forms, hyperparameters, space
 from orchestrator.document import Document, Path_
 from orchestrator.errors import BadInput, Problem
 from orchestrator.spec import Baselines, Budget, StudySpec
@@ -194,9 +194,7 @@ def _with_defaults(spec: StudySpec, entries: Mapping[str, space.Entry]) -> Study
 
 
 def _columns(spec: StudySpec) -> dict[str, str]:
-    if spec.task == "classification":
-        return {"text": spec.data.text or "text", "label": spec.data.label or "label"}
-    return {}
+    return forms.named(spec.task, spec.data) if spec.task in forms.FORMS else {}
 
 
 def _translate(doc: Document, detail: Any) -> Problem:

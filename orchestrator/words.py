@@ -122,7 +122,7 @@ def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResu
     if folds:
         lines += [
             "",
-            "| repeat | fold | epochs | items | validation loss | accuracy |",
+            f"| repeat | fold | epochs | items | validation loss | {_beside(folds[0])} |",
             "|---|---|---|---|---|---|",
         ]
         lines += [_fold_line(fold) for fold in folds]
@@ -132,8 +132,13 @@ def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResu
     return "\n".join(lines)
 
 
+def _beside(fold: FoldResult) -> str:
+    """The metric that stands beside the loss: the first one of the task."""
+    return next(name for name in objective.metrics(fold.tallies) if name != "validation_loss")
+
+
 def _fold_line(fold: FoldResult) -> str:
     values = objective.metrics(fold.tallies)
     cells: list[object] = [fold.repeat, fold.fold, fold.epoch, int(fold.tallies["items"])]
-    cells += [number(values["validation_loss"]), number(values["accuracy"])]
+    cells += [number(values["validation_loss"]), number(values[_beside(fold)])]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"

@@ -49,7 +49,9 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     inner.train_from_iterator(CORPUS, trainers.WordLevelTrainer(special_tokens=special))
     inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -58,6 +60,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         model_max_length=64,
     )
 
@@ -78,7 +81,10 @@ def byte_tokenizer(*, bos: bool = False, eos: bool = False, pad_is_eos: bool = T
         ),
     )
     template = ("<s> " if bos else "") + "$A" + (" </s>" if eos else "")
-    inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
+    pair = template.replace("$A", "$A </s> </s> $B")
+    inner.post_processor = processors.TemplateProcessing(
+        single=template, pair=pair, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", model_max_length=64)
     if not pad_is_eos:
         tokenizer.pad_token = "<pad>"
@@ -182,6 +188,58 @@ def classification_rows(count: int = 24) -> list[dict[str, str]]:
         {"text": " ".join(words[(7 * i + j) % len(words)] for j in range(2 + i % 9)), "label": names[i % 3]}
         for i in range(count)
     ]
+
+
+def number_rows(count: int = 24) -> list[dict[str, Any]]:
+    """The same texts, each with a number that has little to do with its scale."""
+    return [{"text": row["text"], "number": 1900.0 + 3 * len(row["text"])} for row in classification_rows(count)]
+
+
+def labels_rows(count: int = 24) -> list[dict[str, Any]]:
+    """The same texts with none, one or more of the labels."""
+    return [
+        {"text": row["text"], "labels": [label for n, label in enumerate(LABELS) if (i >> n) % 2]}
+        for i, row in enumerate(classification_rows(count))
+    ]
+
+
+TAGS = ("B-food", "B-tool", "I-food", "O")
+
+
+def tagged_rows(count: int = 24) -> list[dict[str, Any]]:
+    """The same texts with a tag for each word."""
+    rows = []
+    for i, row in enumerate(classification_rows(count)):
+        text, words, at = row["text"], [], 0
+        for word in text.split():
+            words.append([at, at + len(word)])
+            at += len(word) + 1
+        rows.append({"text": text, "words": words, "tags": [TAGS[(len(text) + i * n) % 4] for n in range(len(words))]})
+    return rows
+
+
+def question_rows(count: int = 24) -> list[dict[str, Any]]:
+    """A few words of a text are asked for by the word before them."""
+    rows = []
+    for i in range(count):
+        words = " ".join(CORPUS[(i + j) % 6] for j in range(1 + i % 2)).split()
+        at, length = 1 + i % (len(words) - 3), 1 + i % 3
+        answer = " ".join(words[at : at + length])
+        start = len(" ".join(words[:at])) + 1
+        question = f"what is behind {words[at - 1]}"
+        rows.append({"context": " ".join(words), "question": question, "answer": answer, "start": start})
+    return rows
+
+
+def uneven_rows(count: int = 24) -> list[dict[str, str]]:
+    """The same with one class that has most of them."""
+    return [{**row, "label": "food"} if i % 5 < 3 else row for i, row in enumerate(classification_rows(count))]
+
+
+def pair_rows(count: int = 24) -> list[dict[str, str]]:
+    """Pairs of texts of mixed lengths in three classes."""
+    rows = classification_rows(count)
+    return [{**row, "text_pair": rows[(5 * i + 2) % count]["text"]} for i, row in enumerate(rows)]
 
 
 def causal_rows(count: int = 24) -> list[dict[str, str]]:

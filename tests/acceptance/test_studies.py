@@ -14,9 +14,16 @@ from tests.acceptance.commands import ROOT, foldtune
 from tests.database.studies import rows
 
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
-NEED_PACKAGE = {"glosses", "grid"}
+NEED_PACKAGE = {"glosses", "grid", "verse_pairs", "marks", "chapters"}
 TRAINED_BY_THE_README = {"glosses", "grid"}  # with their model, in test_readme.py; here without torch
-SECONDS = {"glosses": 480, "grid": 300, "causal": 480}  # on 2 CPU cores
+SECONDS = {  # on 2 CPU cores
+    "glosses": 480,
+    "grid": 300,
+    "causal": 480,
+    "verse_pairs": 600,
+    "marks": 600,
+    "chapters": 600,
+}
 
 
 def study_files() -> list[object]:

@@ -38,6 +38,7 @@ OTHER = {
     "token_dropout": 0.4,
     "mixup_alpha": 0.5,
     "r_drop_alpha": 3.0,
+    "class_weights": "balanced",
 }
 
 
@@ -48,7 +49,8 @@ BESIDE = {"r_drop_alpha": {"lora_dropout": 0.3}}  # without any dropout both cop
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], list[str]]:
     folder: Path = tiny_models.save_bert(tmp_path_factory.mktemp("bert"))
     base = Base.load(tiny_models.pin(folder), "sequence", 3)
-    pack = Pack(base, Rows(Classification(tiny_models.LABELS), tiny_models.classification_rows(), base.tokenizer))
+    rows = tiny_models.uneven_rows()
+    pack = Pack(base, Rows(Classification(tiny_models.LABELS), rows, base.tokenizer))
 
     def train(settings: dict[str, Any]) -> list[str]:
         pack.add(tiny_models.unit(**settings))

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
+from orchestrator import objective
 from tests import tiny_models
-from trial_worker.tasks import CausalLm, Classification, Rows, read_snapshot, task_named
+from trial_worker.tasks import CausalLm, Classification, MultiLabel, Regression, Rows, read_snapshot, task_named
 from trial_worker.tasks.interface import Answers, Item, Scores, answers, collate, score
 
 BYTES = tiny_models.byte_tokenizer()
@@ -119,10 +121,33 @@ def test_a_cut_text_keeps_its_closing_token() -> None:
     assert item.targets.tolist() == [1]
 
 
-@pytest.mark.parametrize("row", [{"text": "a", "label": "unheard of"}, {"text": None, "label": "food"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a", "label": "unheard of"},
+        {"text": None, "label": "food"},
+        {"text": "a", "text_pair": 3, "label": "food"},
+        {"label": "food"},
+    ],
+)
 def test_a_row_that_cannot_be_classified_is_refused_by_number(row: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="row 0"):
         Classification(tiny_models.LABELS).encode([row], WORDS)
+
+
+def test_a_pair_is_one_row_whose_tokens_know_their_text() -> None:
+    task = Classification(tiny_models.LABELS)
+    row = {"text": "bread baked", "text_pair": "a sweet red fruit", "label": "food"}
+    (item,) = task.encode([row], WORDS)
+    assert WORDS.decode(item.ids) == "[CLS] bread baked [SEP] a sweet red fruit [SEP]"
+    assert item.segments is not None
+    assert item.segments.tolist() == [0] * 4 + [1] * 5
+    cut = Rows(task, [row], WORDS).items(7)[0]
+    assert (cut.length, cut.ids.tolist().count(WORDS.sep_token_id)) == (7, 2)
+    assert cut.segments is not None
+    assert cut.segments.tolist() == [0] * 4 + [1] * 3
+    (single,) = task.encode([{"text": "bread", "label": "food"}], WORDS)
+    assert single.segments is None
 
 
 def test_classification_tallies_add_up_over_folds() -> None:
@@ -144,6 +169,70 @@ def test_a_certain_answer_falls_into_the_last_bin() -> None:
     item = Item(ids=torch.tensor([1]), targets=torch.tensor([0]))
     tallies = task.tallies([item], _scores([item], np.array([[1000.0, 0.0]], dtype=np.float32)))
     assert tallies["bins"][-1] == [1, 1.0, 1]
+
+
+# --- several labels, and numbers ----------------------------------------------------------------------------
+
+
+def test_tallies_of_several_labels_are_those_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    task = MultiLabel(tiny_models.LABELS)
+    items = task.encode(tiny_models.labels_rows(30), WORDS)
+    batch = collate(items, 0, CPU)
+    logits = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+    found = score(task.answer(logits, batch), batch)
+    values = objective.metrics(task.tallies(items, found))
+    truth, said = batch.targets.numpy() > 0, logits.numpy() > 0
+    assert values["accuracy"] == pytest.approx(metrics.accuracy_score(truth, said))
+    assert values["f1"] == pytest.approx(metrics.f1_score(truth, said, average="macro"))
+    assert values["micro_f1"] == pytest.approx(metrics.f1_score(truth, said, average="micro"))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.targets)
+    assert values["validation_loss"] == pytest.approx(3 * float(loss), rel=1e-6)
+    assert found.counts.tolist() == [1] * 30
+
+
+def test_a_number_is_learnt_in_deviations_of_the_training_rows_and_scored_in_its_own_units() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    task, rows = Regression(), tiny_models.number_rows(30)
+    numbers = np.array([row["number"] for row in rows])
+    train, validation = list(range(20)), list(range(20, 30))
+    items = task.fitted(task.encode(rows, WORDS), train)
+    seen = np.array([float(items[row].targets) for row in train])
+    assert (seen.mean(), seen.std()) == pytest.approx((0, 1), abs=1e-12)
+    said = np.random.default_rng(0).normal(size=(10, 1)).astype(np.float32)
+    mine = [items[row] for row in validation]
+    batch = collate(mine, 0, CPU)
+    found = score(task.answer(torch.from_numpy(said), batch), batch)
+    tallies = [task.tallies(mine[a:b], part(found, a, b)) for a, b in ((0, 4), (4, 10))]
+    values = objective.metrics(objective.add(tallies))
+    answer = said[:, 0] * numbers[train].std() + numbers[train].mean()
+    assert values["mse"] == pytest.approx(metrics.mean_squared_error(numbers[20:], answer))
+    assert values["mae"] == pytest.approx(metrics.mean_absolute_error(numbers[20:], answer))
+    assert values["r2"] == pytest.approx(metrics.r2_score(numbers[20:], answer))
+    costs = -scipy.stats.norm.logpdf((numbers[20:] - answer) / numbers[train].std())
+    assert values["validation_loss"] == pytest.approx(costs.mean(), rel=1e-6)
+
+
+def test_equal_numbers_are_no_division_by_zero() -> None:
+    items = Regression().encode([{"text": "a", "number": 4.0}] * 3, WORDS)
+    assert [float(item.targets) for item in Regression().fitted(items, [0, 1])] == [0.0] * 3
+
+
+@pytest.mark.parametrize("number", [None, "4", True, math.nan])
+def test_a_row_without_a_number_is_refused(number: Any) -> None:
+    with pytest.raises(ValueError, match="row 0: number must be a finite number"):
+        Regression().encode([{"text": "a", "number": number}], WORDS)
+
+
+def test_a_row_with_a_label_of_another_study_is_refused() -> None:
+    with pytest.raises(ValueError, match="row 0: labels"):
+        MultiLabel(("a", "b")).encode([{"text": "a", "labels": ["a", "c"]}], WORDS)
+
+
+def part(scores: Scores, start: int, end: int) -> Scores:
+    own = slice(start, end)
+    assert scores.logits is not None
+    return Scores(scores.nats[own], scores.counts[own], scores.correct[own], scores.logits[own])
 
 
 # --- batches and scores ------------------------------------------------------------------------------------

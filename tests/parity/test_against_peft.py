@@ -19,6 +19,7 @@ from tests import tiny_models
 from trial_worker.engine import Base, Pack, Rows
 from trial_worker.engine.batches import effective_batches, epoch_order
 from trial_worker.tasks import CausalLm, Classification
+from trial_worker.tasks.interface import Item
 
 SETTINGS: dict[str, Any] = {
     "learning_rate": 5e-3,
@@ -75,16 +76,52 @@ def crossed(logits: torch.Tensor, truth: torch.Tensor, smoothing: float) -> tupl
     return cross_entropy(logits, truth), cross_entropy(logits, truth, label_smoothing=smoothing)
 
 
-def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[list[float], dict[str, torch.Tensor]]:
+Losses = tuple[torch.Tensor, torch.Tensor]  # what is shown, and what is made small
+
+
+def grid(base: Base, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+    """Padded ids and their mask."""
+    length = max(item.length for item in items)
+    ids = torch.full((len(items), length), base.tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for place, item in enumerate(items):
+        ids[place, : item.length] = item.ids
+        mask[place, : item.length] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def class_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    truth = torch.tensor([int(item.targets) for item in items])
+    return crossed(model(**grid(base, items)).logits, truth, smoothing)
+
+
+def causal_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    inputs = grid(base, items)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for place, item in enumerate(items):
+        labels[place, item.positions + 1] = item.targets
+    logits = model(**inputs).logits
+    # transformers' own causal loss rounds logits to float32 whatever the model computes in
+    return crossed(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), smoothing)
+
+
+def plain(
+    pack: Pack,
+    unit: TrainUnit,
+    start: dict[str, torch.Tensor],
+    loss_of: Callable[[Any, Base, Sequence[Item], float], Losses] | None = None,
+    task_type: str | None = None,
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of every step and the final adapter of the textbook loop, from the same fresh weights."""
     settings, base, items = unit.settings, pack.base, pack.rows.items(unit.settings.max_length)
     causal = not pack.rows.task.labels
+    loss_of = loss_of or (causal_loss if causal else class_loss)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(
             base.model,
             peft.LoraConfig(
-                task_type="CAUSAL_LM" if causal else "SEQ_CLS",
+                task_type=task_type or ("CAUSAL_LM" if causal else "SEQ_CLS"),
                 r=settings.lora_rank,
                 lora_alpha=3 * settings.lora_rank,
                 use_rslora=settings.lora_scaling == "rslora",
@@ -111,23 +148,7 @@ def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[
     losses = []
     for epoch in range(1, settings.epochs + 1):
         for rows in effective_batches(epoch_order(unit.train, unit.seed, epoch), settings.batch_size):
-            length = max(items[row].length for row in rows)
-            ids = torch.full((len(rows), length), base.tokenizer.pad_token_id)
-            mask = torch.zeros_like(ids)
-            labels = torch.full_like(ids, -100)
-            for place, row in enumerate(rows):
-                item = items[row]
-                ids[place, : item.length] = item.ids
-                mask[place, : item.length] = 1
-                if item.positions is not None:
-                    labels[place, item.positions + 1] = item.targets
-            logits = model(input_ids=ids, attention_mask=mask).logits
-            if causal:
-                # transformers' own causal loss rounds logits to float32 whatever the model computes in
-                loss, smooth = crossed(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), settings.label_smoothing)
-            else:
-                truth = torch.tensor([int(items[r].targets) for r in rows])
-                loss, smooth = crossed(logits, truth, settings.label_smoothing)
+            loss, smooth = loss_of(model, base, [items[row] for row in rows], settings.label_smoothing)
             adamw.zero_grad()
             smooth.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm)

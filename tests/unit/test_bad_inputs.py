@@ -127,10 +127,13 @@ STUDY_YAML = {
     "R-Drop without classes": Bad(
         study(task=CAUSAL, search="{sampler: random, space: {r_drop_alpha: [0, 1]}}"), r"'r_drop_alpha' compares logits"
     ),
+    "class weights without classes": Bad(
+        study(task=CAUSAL, training="{class_weights: balanced}"), r":7:12: 'class_weights' weighs rows by their class — got task causal_lm"
+    ),
     "R-Drop without dropout": Bad(
         study(training="{r_drop_alpha: 1}"), r":7:12: 'r_drop_alpha' compares .*\n  help: set or search lora_dropout"
     ),
-    "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, head — got 'dora2'"),
+    "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, head, full — got 'dora2'"),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
     "racing without a rule": Bad(
         study(racing="{rule: none, first_folds: 2, hopeless: true}"), r":7:22: 'racing.first_folds' has no effect with rule none"
@@ -194,7 +197,14 @@ STUDY_YAML = {
     ),
     "objective of another task": Bad(study(objective="perplexity"), r"'perplexity' needs task causal_lm — got classification"),
     "unknown objective": Bad(study(objective="loss"), r"'objective' must be one of validation_loss, .* — got 'loss'"),
-    "unknown task": Bad(study(task="regression"), r"'task' must be one of classification, causal_lm — got 'regression'"),
+    "unknown task": Bad(study(task="summary"), r"'task' must be one of classification, multi_label, .*, causal_lm — got 'summary'"),
+    "task of no kind": Bad(study(task="[a]"), r"'task' must be one of classification, .* — got \['a'\]"),
+    "objective of two tasks": Bad(study(task=CAUSAL, objective="f1"), r"'f1' needs task classification or multi_label — got causal_lm"),
+    "objective of numbers": Bad(study(objective="mse"), r"'mse' needs task regression — got classification"),
+    "smoothing without classes": Bad(
+        study(task="regression", training="{label_smoothing: 0.1}"), r":7:12: 'label_smoothing' has no meaning for task regression"
+    ),
+    "mixup of several labels": Bad(study(task="multi_label", training="{mixup_alpha: 1}"), r"'mixup_alpha' compares .* got task multi_label"),
     "column without effect": Bad(study(data="{path: rows.jsonl, prompt: p}"), r"'data.prompt' has no meaning for task class"),
     "split of a file": Bad(study(data="{path: rows.jsonl, split: train}"), r"'data.split' has a meaning only for a dataset"),
     "revision of a folder": Bad(study(model="{path: ./model, revision: main}"), r"'model.revision' has a meaning only for a hub"),
@@ -228,6 +238,13 @@ STUDY_YAML = {
         study(gradient_checkpointing="true"), r"unknown key 'gradient_checkpointing'\n  help: write `model: {gradient"
     ),
     "empty column name": Bad(study(data="{path: rows.jsonl, text: ''}"), r"'data.text' must have at least 1 character"),
+    "two kinds of tagged rows": Bad(
+        study(task="token_classification", data="{path: rows.jsonl, tokens: w, spans: s}"), r"rows are tokens with tags, or text with spans — got"
+    ),
+    "entities of tags without a scheme": Bad(
+        study(task="token_classification", objective="entity_f1"), r":7:1: 'entity_f1' needs tags O, B-TYPE and I-TYPE — got NN, VB", 2,
+        {"rows.jsonl": jsonl([{"tokens": [f"w{i}", "x"], "tags": ["NN", "VB"]} for i in range(9)])},
+    ),
     "stratify without classes": Bad(
         study(task=CAUSAL, cross_validation="{stratify: true}"), r"'stratify: true' needs classes"
     ),
@@ -282,6 +299,8 @@ SEARCH_SPACE = {
     "choices and more": Bad(space("epochs: {choices: [1], low: 2}"), r"choices stand alone, got also low"),
 }  # fmt: skip
 
+TAGGED, ASKED = study(task="token_classification"), study(task="question_answering")
+NUMBERS, SEVERAL = study(task="regression"), study(task="multi_label")
 PROMPTS = study(task=CAUSAL, data="{path: rows.jsonl, prompt: p, completion: c}")
 DATASET = {
     "no such file": Bad(study(data="{path: none.jsonl}"), r"none\.jsonl: no such file \(looked for ", 65),
@@ -310,6 +329,41 @@ DATASET = {
     "34 label list": data(rows({"text": "x", "label": ["a"]}), r":21: 'label' must be text or a whole number — got \['a'\]"),
     "34 label NaN": data(jsonl() + '{"text": "x", "label": NaN}\n', r":21: 'label' must be text or a whole number — got nan"),
     "34 five shown": data(jsonl([{"text": 1, "label": "a"}] * 9), r":5: 'text' must be(.|\n)*and 4 more rows"),
+    "34 no number": data(jsonl([{"text": f"t{i}", "label": i} for i in range(9)] + [{"text": "x", "label": "tall"}]), r":10: 'label' must be a number — got 'tall'", text=NUMBERS),
+    "34 a number that is none": data('{"text": "x", "label": NaN}\n', r":1: 'label' must be a finite number — got nan", text=NUMBERS),
+    "34 an endless number": data('{"text": "x", "label": 1' + "0" * 400 + "}\n", r":1: 'label' must be a finite number", text=NUMBERS),
+    "34 a number in a list": data(jsonl([{"text": "x", "label": [1]}]), r":1: 'label' must be a number — got \[1\]", text=NUMBERS),
+    "34 a number in words": data("text,label\na,1.5\nb,many\n", r"rows\.csv:3: 'label' must be a number — got 'many'", name="rows.csv", text=study(task="regression", data="{path: rows.csv}")),
+    "34 one label, no list": data(jsonl([{"text": "x", "label": "a"}]), r":1: 'label' must be a list of class names — got 'a'", text=SEVERAL),
+    "34 a label that is a list": data(jsonl([{"text": "x", "label": [["a"]]}]), r":1: 'label' must be a list of class names — got \['a'\] in it", text=SEVERAL),
+    "34 a label twice": data(jsonl([{"text": "x", "label": ["a", "a"]}]), r":1: 'label' must name each class once — got 'a' twice", text=SEVERAL),
+    "34 a label with U+0000": data(jsonl([{"text": "x", "label": ["a\0"]}]), r":1: 'label' holds the character U", text=SEVERAL),
+    "42 no label at all": data(jsonl([{"text": f"t{i}", "label": []} for i in range(9)]), r"multi_label needs at least 1 class", text=SEVERAL),
+    "42 one number": data(jsonl([{"text": f"t{i}", "label": 3} for i in range(9)]), r"needs at least 2 different numbers — got only 3", text=NUMBERS),
+    "34 tokens as text": data(jsonl([{"tokens": "a b", "tags": ["O", "O"]}]), r":1: 'tokens' must be a list of words — got 'a b'", text=TAGGED),
+    "34 an empty token": data(jsonl([{"tokens": ["a", " "], "tags": ["O", "O"]}]), r":1: 'tokens' must be a list of words, all text — got ' ' in it", text=TAGGED),
+    "34 a tag that is a number": data(jsonl([{"tokens": ["a"], "tags": [3]}]), r":1: 'tags' must be a list of words, all text — got 3 in it", text=TAGGED),
+    "34 fewer tags than tokens": data(jsonl([{"tokens": ["a", "b"], "tags": ["O"]}]), r"\[data-fit\] .*:1: 'tags' must have one tag for each of 2 tokens — got 1", text=TAGGED),
+    "34 spans of no form": data(jsonl([{"text": "a b", "spans": [{"start": 0, "end": 1}]}]), r":1: 'spans' must be a list of \{start, end, label\} — got", text=TAGGED),
+    "34 a span before the text": data(jsonl([{"text": "a b", "spans": [{"start": -1, "end": 1, "label": "x"}]}]), r":1: 'spans' must be .*, characters from 0", text=TAGGED),
+    "34 a span behind the text": data(jsonl([{"text": "a b", "spans": [{"start": 2, "end": 4, "label": "x"}]}]), r":1: 'spans' must lie within a text of 3 characters", text=TAGGED),
+    "34 a span of nothing": data(jsonl([{"text": "a  b", "spans": [{"start": 1, "end": 2, "label": "x"}]}]), r":1: 'spans' must cover a word", text=TAGGED),
+    "34 spans that overlap": data(
+        jsonl([{"text": "ab c", "spans": [{"start": 0, "end": 1, "label": "x"}, {"start": 1, "end": 4, "label": "y"}]}]),
+        r":1: 'spans' must not share a word with another span", text=TAGGED,
+    ),
+    "42 one tag": data(jsonl([{"tokens": [f"w{i}"], "tags": ["O"]} for i in range(9)]), r"needs at least 2 tags — got only 'O'", text=TAGGED),
+    "34 an answer elsewhere": data(
+        jsonl([{"context": "a red fruit", "question": "which?", "answer": "red", "answer_start": 3}] * 2),
+        r":1: 'answer_start' must be where the answer stands: there is 'ed ', and the answer is 'red'(.|\n)*:2: 'answer_start'", text=ASKED,
+    ),
+    "34 an answer nowhere": data(
+        jsonl([{"context": "a", "question": "b", "answer": "a", "answer_start": "x"}]), r":1: 'answer_start' must be the number of a character", text=ASKED
+    ),
+    "35 an empty question": data(jsonl([{"context": "a", "question": " ", "answer": "a", "answer_start": 0}]), r":1: 'question' is empty", text=ASKED),
+    "34 a pair's second text": data(
+        rows({"text": "a", "b": 3, "label": "a"}), r":21: 'b' must be text — got 3", text=study(data="{path: rows.jsonl, text_pair: b}")
+    ),
     "35 blank text": data(rows({"text": " \t", "label": "a"}), r"error\[data-empty\] rows\.jsonl:21: 'text' is empty"),
     "35 blank completion": data(jsonl([{"p": "a", "c": " "}] * 5), r"rows\.jsonl:1: 'c' is empty", text=PROMPTS),
     "35 no assistant": data(

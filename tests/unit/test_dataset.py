@@ -55,6 +55,49 @@ def test_every_format_gives_the_same_snapshot(texts: list[str], tmp_path: Path) 
     assert frozen(tmp_path, sheet.getvalue(), "rows.csv").sha256 == wanted.sha256
 
 
+def test_numbers_of_a_csv_file_are_numbers_and_folds_have_each_range(tmp_path: Path) -> None:
+    sheet = "text,height\n" + "".join(f"t{i},{i / 2}\n" for i in range(40))
+    found = frozen(tmp_path, sheet, "rows.csv", task="regression", label="height")
+    assert rows_of(found)[3] == {"text": "t3", "number": 1.5}
+    assert (found.labels, found.classes) == (None, ())
+    assert found.strata is not None
+    assert [found.strata.count(kind) for kind in sorted(set(found.strata))] == [10] * 4
+    assert found.strata[0] != found.strata[39]
+
+
+def test_both_forms_of_tagged_rows_become_words_of_a_text(tmp_path: Path) -> None:
+    spans = [{"start": 10, "end": 19, "label": "place"}, {"start": 0, "end": 3, "label": "who"}]
+    rows = [{"text": "Ann likes New York.", "spans": spans[1:]}, {"text": "Ann sees  New York.", "spans": spans}]
+    found = rows_of(frozen(tmp_path, jsonl(rows), task="token_classification"))
+    assert found[0]["words"] == [[0, 3], [4, 9], [10, 13], [14, 18], [18, 19]]
+    assert found[0]["tags"] == ["B-who", "O", "O", "O", "O"]
+    assert found[1]["tags"] == ["B-who", "O", "B-place", "I-place", "I-place"]  # the span takes the full stop along
+    tokens = [{"w": ["Ann", "likes", "it"], "t": ["B-who", "O", "O"]}] * 2
+    one, _ = rows_of(frozen(tmp_path, jsonl(tokens), task="token_classification", tokens="w", tags="t"))
+    assert one == {"text": "Ann likes it", "words": [[0, 3], [4, 9], [10, 12]], "tags": ["B-who", "O", "O"]}
+    snapshot = frozen(tmp_path, jsonl(tokens), task="token_classification", tokens="w", tags="t")
+    assert (snapshot.classes, snapshot.labels, snapshot.strata) == (("B-who", "O"), None, None)
+
+
+def test_questions_on_equal_texts_are_rows_of_their_own(tmp_path: Path) -> None:
+    row = {"context": "a red fruit", "question": "which?", "answer": "red", "answer_start": 2}
+    rows = [row, {**row, "question": "what?"}, {**row, "answer": "a", "answer_start": 0}]
+    found = frozen(tmp_path, jsonl(rows), task="question_answering")
+    assert rows_of(found)[0] == {"answer": "red", "context": "a red fruit", "question": "which?", "start": 2}
+    assert found.groups is not None
+    assert found.groups[0] == found.groups[2] != found.groups[1]
+
+
+def test_rows_with_few_of_their_kind_are_stratified_by_their_rarest_label(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": ["b", "a"]} for i in range(10)] + [{"text": "x", "label": ["a", "c"]}]
+    rows += [{"text": f"n{i}", "label": []} for i in range(3)]
+    found = frozen(tmp_path, jsonl(rows), task="multi_label")
+    assert found.classes == ("a", "b", "c")
+    assert rows_of(found)[0]["labels"] == ["a", "b"]
+    assert found.strata is not None
+    assert found.strata == ("all of ['a', 'b']",) * 10 + ("has c",) + ("all of []",) * 3
+
+
 def test_only_the_tasks_columns_are_kept_under_foldtunes_names(tmp_path: Path) -> None:
     rows = [{"body": f"t{i}", "kind": i % 2, "secret": "x", "by": i % 5} for i in range(10)]
     found = frozen(tmp_path, jsonl(rows), text="body", label="kind", group="by")

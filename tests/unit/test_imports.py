@@ -97,6 +97,7 @@ def test_training_knows_only_the_contract_and_pure_modules() -> None:
         "orchestrator.contract",
         "orchestrator.crash_points",
         "orchestrator.durable",
+        "orchestrator.forms",
         "orchestrator.objective",
         "orchestrator.models",
         "orchestrator.errors",

@@ -114,7 +114,13 @@ def test_a_metric_the_task_does_not_have_is_an_error_and_never_another_metric() 
 
 def test_every_objective_has_a_direction() -> None:
     classes = {**LANGUAGE, "tp": [1], "fp": [0], "fn": [0], "bins": [[1, 1.0, 1]]}
-    assert set(objective.MAXIMIZE) == set(objective.metrics(LANGUAGE)) | set(objective.metrics(classes))
+    several = {name: value for name, value in classes.items() if name != "bins"}
+    numbers = dict.fromkeys(("squared_errors", "absolute_errors", "numbers", "squared_numbers"), 1.0)
+    words = {**LANGUAGE, "rows": 3, "entities": [1, 0, 0]}
+    ends = {**LANGUAGE, "rows": 3, "exact": 1, "overlap": 1.5}
+    kinds = (LANGUAGE, classes, several, {**LANGUAGE, **numbers}, words, ends)
+    assert set(objective.MAXIMIZE) == set().union(*(objective.metrics(each) for each in kinds))
+    assert set(objective.OF_TASK) == set(objective.MAXIMIZE) - {"validation_loss"}
 
 
 def test_the_floor_is_the_majority_class_on_the_same_folds() -> None:

@@ -39,8 +39,9 @@ class Job:
         return len(self.rows.task.labels)
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
-        """Of rows that have one."""
-        return [str(self.rows.raw[number]["text"]) for number in numbers]
+        """Of each row; both texts of a pair, one behind the other."""
+        rows = [self.rows.raw[number] for number in numbers]
+        return [" ".join(str(row[name]) for name in ("text", "text_pair") if name in row) for row in rows]
 
     def truth(self, numbers: Sequence[int]) -> np.ndarray:
         """(rows,) int64, the class of each."""

@@ -76,8 +76,8 @@ def _decodes(base: Base) -> bool:
 
 
 def _filled(job: Job, number: int) -> str:
-    row = job.row(number)
-    return job.template.replace("{text}", str(row["text"])).replace("{label}", str(row["label"]))
+    (text,) = job.texts([number])
+    return job.template.replace("{text}", text).replace("{label}", str(job.row(number)["label"]))
 
 
 def _asked(job: Job, before: str) -> Run:

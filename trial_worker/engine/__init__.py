@@ -1,6 +1,6 @@
 """Training on one frozen base: units in, epoch results and adapters out. No Optuna, no database, no command line.
 
-    base = Base.load(pin, family="sequence", labels=10)       # a model, once per process
+    base = Base.load(pin, family="sequence", outputs=10)       # a model, once per process
     rows = Rows(task_named("classification", labels), read_snapshot(path), base.tokenizer)
     pack = Pack(base, rows, slots=4)
     while units or pack.free < pack.slots:

@@ -12,7 +12,9 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,7 +32,11 @@ from trial_worker.engine.window import open_window
 _FAMILIES: dict[str, Any] = {
     "sequence": AutoModelForSequenceClassification,
     "causal": AutoModelForCausalLM,
+    "tokens": AutoModelForTokenClassification,
+    "spans": AutoModelForQuestionAnswering,
 }
+_NOT_OF_TWO_HALVES = {"causal": "no causal language model", "spans": "whose decoder does not read the text it answers"}
+_HEADED = ("sequence", "tokens", "spans")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Base:
     heads: names of the modules that every unit trains from a fresh start, because the checkpoint has no weights
         for them, or weights for other classes; empty for a language model.
     limit: tokens that the model's positions reach.
+    family: as `load`.
     """
 
     model: PreTrainedModel
@@ -54,25 +61,35 @@ class Base:
     streams: bool
     plain_head: bool
     reads: Reads = "all"
+    family: str = "sequence"
 
     @cached_property
     def hidden(self) -> Hidden:
         """What token dropout does with this tokenizer's tokens."""
         return Hidden.of(self.tokenizer)
 
+    @cached_property
+    def knows_segments(self) -> bool:
+        """Whether it has an embedding for each text of a pair."""
+        return any(
+            name.endswith("token_type_embeddings") and getattr(part, "num_embeddings", 0) > 1
+            for name, part in self.model.named_modules()
+        )
+
     @classmethod
     def load(
         cls,
         pin: ModelPin,
         family: str,
-        labels: int,
+        outputs: int,
         device: torch.device | str = "cpu",
         *,
         streams: bool = True,
     ) -> Base:
         """Load what the pin names, as it says: safetensors only, no code from the model's repository.
 
-        family: "sequence" (a classifier over `labels` classes) or "causal" (a language model).
+        family: "sequence" or "tokens" (a head with so many outputs for each row, or token), "spans" (two outputs for
+            each token, start and end) or "causal" (a language model, outputs 0).
         streams: compute rows without padding where the model allows it.
 
         The pin's precision is that of the frozen weights and of what is computed with them. Adapters, heads, losses
@@ -88,8 +105,8 @@ class Base:
             quantized.refuse_unless_possible(pin)
         place, options = locate(pin)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
-        if family == "sequence":
-            options = {**options, "num_labels": labels, "ignore_mismatched_sizes": True}
+        if family in _HEADED:
+            options = {**options, "num_labels": outputs, "ignore_mismatched_sizes": True}
         if pin.quantization != "none":
             config = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
             options |= quantized.options(_FAMILIES[family], config, dtype, device)
@@ -101,8 +118,9 @@ class Base:
             output_loading_info=True,
             **options,
         )
-        if model.config.is_encoder_decoder and family == "causal":
-            raise UnusableModel(f"{pin.path}: {type(model).__name__} is an encoder-decoder, no causal language model")
+        if model.config.is_encoder_decoder and family in _NOT_OF_TWO_HALVES:
+            why = _NOT_OF_TWO_HALVES[family]
+            raise UnusableModel(f"{pin.path}: {type(model).__name__} is an encoder-decoder, {why}")
         _settle_padding(model, tokenizer)
         heads = _heads(model, family, {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}, pin)
         _keep_no_cache(model)
@@ -116,9 +134,11 @@ class Base:
         window = open_window(model) if streams else None
         reads: Reads = "all"
         if window is not None and window.narrow:
-            reads = "targets" if family == "causal" else reads_of_head(model, window.last)
+            reads = "targets" if family == "causal" else reads_of_head(model, window.last, family)
         plain = family == "causal" and has_plain_head(model)
-        return cls(model, tokenizer, device, pin, heads, _limit(model, tokenizer), window is not None, plain, reads)
+        return cls(
+            model, tokenizer, device, pin, heads, _limit(model, tokenizer), window is not None, plain, reads, family
+        )
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -191,7 +211,7 @@ def _heads(model: PreTrainedModel, family: str, absent: set[str], pin: ModelPin)
     """
     inner = model.base_model_prefix
     heads = set()
-    if family == "sequence":
+    if family in _HEADED:
         heads = {
             name for name, child in model.named_children() if name != inner and any(True for _ in child.parameters())
         }
@@ -199,7 +219,7 @@ def _heads(model: PreTrainedModel, family: str, absent: set[str], pin: ModelPin)
         parts = key.split(".")
         if parts[0] in heads:
             continue
-        if family == "sequence" and "pooler" in parts:
+        if family in _HEADED and "pooler" in parts:
             heads.add(".".join(parts[: parts.index("pooler") + 1]))
             continue
         raise UnusableModel(f"{pin.path}: the checkpoint lacks weights of {type(model).__name__}: {key}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from orchestrator.contract import derive_seed
 from trial_worker.engine.stream import current
 from trial_worker.engine.token_loss import head_loss
 from trial_worker.tasks.interface import Answers, Batch, answers
+
+Answer = Callable[[Tensor, Batch], Answers]  # as `Task.answer`
 
 
 class Reader(Protocol):
@@ -61,13 +63,44 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def read_family(model: PreTrainedModel) -> Reader:
+def read_family(model: PreTrainedModel, answer: Answer) -> Reader:
     """`pooling: first`: the SequenceClassification class as its authors wrote it."""
 
     def read(batch: Batch) -> Answers:
-        return answers(model(input_ids=batch.ids, attention_mask=batch.mask).logits, batch)
+        return answer(model(**batch.inputs).logits, batch)
 
     return read
+
+
+def read_each(model: PreTrainedModel, answer: Answer) -> Reader:
+    """The TokenClassification class as its authors wrote it, asked of the supervised tokens."""
+
+    def read(batch: Batch) -> Answers:
+        assert batch.positions is not None
+        logits: Tensor = model(**batch.inputs).logits
+        return answer(logits.flatten(0, 1).index_select(0, batch.positions), batch)
+
+    return read
+
+
+def read_spans(model: PreTrainedModel, answer: Answer) -> Reader:
+    """The QuestionAnswering class as its authors wrote it, but that padding is no possible answer.
+
+    Theirs takes the softmax over padded places too, so that a row's loss would depend on the rows beside it.
+    """
+
+    def read(batch: Batch) -> Answers:
+        said = model(**batch.inputs)
+        logits = torch.stack([said.start_logits, said.end_logits], 1)
+        if batch.mask is not None:
+            logits = logits.masked_fill(batch.mask[:, None] == 0, -math.inf)
+        return answer(logits, batch)
+
+    return read
+
+
+# of models with a head of their own, by family
+READERS = {"sequence": read_family, "tokens": read_each, "spans": read_spans}
 
 
 class MeanHead(nn.Module):
@@ -98,12 +131,12 @@ class MeanHead(nn.Module):
         return out
 
 
-def read_mean(encoder: PreTrainedModel, head: nn.Module) -> Reader:
+def read_mean(encoder: PreTrainedModel, head: nn.Module, answer: Answer) -> Reader:
     """Mean pooling over the encoder's last states."""
 
     def read(batch: Batch) -> Answers:
-        states = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        return answers(head(states, batch.mask), batch)
+        states = encoder(**batch.inputs).last_hidden_state
+        return answer(head(states, batch.mask), batch)
 
     return read
 

@@ -60,10 +60,12 @@ def training_loss(said: Answers, batch: Batch, compared: Compared | None) -> Ten
 
     Mixup (Zhang et al. 2018, arXiv 1710.09412) of the logits, which for a head that ends in a linear layer is mixup of
     that layer's inputs (Verma et al. 2019, arXiv 1806.05236). R-Drop (Liang et al. 2021, arXiv 2106.14448, equation 4):
-    the two copies' mean loss and alpha times the symmetric Kullback-Leibler distance between their answers.
+    the two copies' mean loss and alpha times the symmetric Kullback-Leibler distance between their answers. A row's
+    weight multiplies all of its loss; a mixed row's is mixed too.
     """
     if compared is None:
-        return said.nats if said.smoothed is None else said.smoothed
+        loss = said.nats if said.smoothed is None else said.smoothed
+        return loss if batch.weights is None else loss * batch.weights
     assert said.logits is not None
     own, other = compared.shares[:, None], compared.partners
     logits = said.logits.double()
@@ -74,4 +76,7 @@ def training_loss(said: Answers, batch: Batch, compared: Compared | None) -> Ten
         loss = torch.lerp(loss, -likely.mean(-1), batch.smoothing.double())
     twin = likely[compared.twins]
     apart = [kl_div(a, b, reduction="none", log_target=True).sum(-1) for a, b in ((likely, twin), (twin, likely))]
-    return loss + compared.pulls * (apart[0] + apart[1]) / 2
+    loss = loss + compared.pulls * (apart[0] + apart[1]) / 2
+    if batch.weights is None:
+        return loss
+    return loss * torch.lerp(batch.weights[other], batch.weights, compared.shares)

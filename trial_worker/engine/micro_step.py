@@ -50,6 +50,7 @@ class MicroStep:
                 counts=scores.counts[own],
                 correct=scores.correct[own],
                 logits=None if scores.logits is None else scores.logits[own],
+                outputs=None if scores.outputs is None else scores.outputs[own],
             )
 
 
@@ -75,9 +76,15 @@ def lay_out(chosen: Sequence[tuple[Slot, list[Bundle]]], base: Base, reads: Read
     if keys is not None and any(rates):
         items = [hide(*each, base.hidden) for each in zip(items, rates, keys, strict=True)]
     batch = collate(items, pad_id, base.device)
+    if not base.knows_segments:
+        batch = replace(batch, segments=None)
     smooth = [0.0 if slot.evaluating else slot.settings.label_smoothing for slot, samples in parts for _ in samples]
     if any(smooth):
         batch = replace(batch, smoothing=torch.tensor(smooth, device=base.device)[batch.owners])
+    weights = [slot.weight(row) for slot, samples in parts for row, _ in samples]
+    if any(weight != 1.0 for weight in weights):
+        of_rows = torch.tensor(weights, dtype=torch.float64, device=base.device)
+        batch = replace(batch, weights=of_rows[batch.owners])
     compared = _compare(chosen, parts, base.device) if any(slot.compares for slot, _ in parts) else None
     return MicroStep(parts, batch, stream, compared)
 

@@ -53,8 +53,13 @@ def _put_back(_: nn.Module, __: tuple[Any, ...], output: Any) -> Tensor | None:
     return put(output.squeeze(0), stream.read_tokens, stream.tokens).unsqueeze(0)
 
 
-def reads_of_head(model: PreTrainedModel, last: nn.Module) -> Reads:
-    """Which of each row's tokens a classifier's logits depend on, by their gradients at the last layer's output."""
+def reads_of_head(model: PreTrainedModel, last: nn.Module, family: str = "sequence") -> Reads:
+    """Which of each row's tokens a head's logits depend on, by their gradients at the last layer's output.
+
+    family: as `Base.family`. Of a head that says something of each token: whether it is that token alone.
+    """
+    if family == "spans":  # all tokens of a row are compared
+        return "all"
     seen: list[Tensor] = []
 
     def watch(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
@@ -72,12 +77,15 @@ def reads_of_head(model: PreTrainedModel, last: nn.Module) -> Reads:
     handle = last.register_forward_hook(watch)
     try:
         with torch.enable_grad():
-            torch.autograd.backward(model(input_ids=ids, attention_mask=mask).logits.float().sum())
+            logits = model(input_ids=ids, attention_mask=mask).logits.float()
+            torch.autograd.backward((logits[:, 2] if family == "tokens" else logits).sum())
     finally:
         handle.remove()
     slopes = seen[-1].grad
     read = torch.zeros_like(mask, dtype=torch.bool) if slopes is None else slopes.abs().sum(-1) > 0
     found = read.cpu()
+    if family == "tokens":
+        return "targets" if bool((found == (at == 2)).all()) else "all"
     if bool((found == (at == 0)).all()):
         return "first"
     if bool((found == (at == lengths[:, None] - 1)).all()):

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
 from trial_worker.engine.heads import (
+    READERS,
+    Answer,
     Reader,
     SlotHead,
     fresh_heads,
     head_std,
-    read_family,
     read_mean,
     read_tokens,
     reading_logits,
@@ -27,6 +28,7 @@ from trial_worker.engine.memory import Layout, Memory
 from trial_worker.engine.narrow import Reads
 from trial_worker.engine.noise import SlotDropout, noise_in_place
 from trial_worker.engine.survey import Head, Kind, Survey, head_weights, lora_scale, survey
+from trial_worker.tasks.interface import answers
 
 RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
 
@@ -34,11 +36,12 @@ RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
 class Network:
     """Adapters of up to `slots` units on a base. The base is changed only between `install` and `remove`.
 
-    memory: the slots' weights. read: what it says of a batch, while installed.
+    memory: the slots' weights. read: what it says of a batch, while installed. answer: as `Task.answer`.
     """
 
-    def __init__(self, base: Base, kind: Kind, slots: int) -> None:
+    def __init__(self, base: Base, kind: Kind, slots: int, answer: Answer = answers) -> None:
         self.base = base
+        self._answer = answer
         self.kind = kind
         self.slots = slots
         self.survey: Survey = survey(base, kind)
@@ -172,9 +175,9 @@ class Network:
                 else:
                     mean = own
             if mean is not None:
-                yield read_mean(model, mean)
-            elif self.kind.classes:
-                yield read_family(model)
+                yield read_mean(model, mean, self._answer)
+            elif self.base.family in READERS:
+                yield READERS[self.base.family](model, self._answer)
             elif self.base.plain_head and type(model.get_output_embeddings()) is nn.Linear:  # type: ignore[no-untyped-call]
                 yield read_tokens(model)
             else:

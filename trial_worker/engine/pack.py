@@ -25,7 +25,6 @@ from trial_worker.engine.stream import computing
 from trial_worker.engine.survey import Kind
 from trial_worker.engine.whole import WholeNetwork
 from trial_worker.tasks import task_named
-from trial_worker.tasks.interface import score
 from trial_worker.tasks.rows import Rows, read_snapshot
 
 PackEvent = Progress | EpochDone | UnitEnded
@@ -50,7 +49,7 @@ class Pack:
         self._embeddings: dict[int, np.ndarray] = {}
         self.slots = slots or SLOTS.get(base.device.type, 1)
         # where a language model's logits are all there at once, they decide how many tokens fit
-        whole = not rows.task.labels and not base.plain_head
+        whole = not rows.task.outputs and not base.plain_head
         vocabulary = int(base.model.config.get_text_config().vocab_size) if whole else 0
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._pace: float | None = None
@@ -127,7 +126,7 @@ class Pack:
                 job = Job(unit, self.base, self.rows, embeddings=self._embeddings, **self._prompting)
                 self._baselines.append(BaselineSlot(job))
                 continue
-            kind = Kind.of(self.base, unit.settings, len(self.rows.task.labels))
+            kind = Kind.of(self.base, unit.settings, self.rows.task.outputs)
             if self._slots and (kind.whole or self._network is not self._networks.get(kind) or self._too_wide(unit)):
                 break
             self._new.pop(0)
@@ -147,24 +146,21 @@ class Pack:
 
     def _too_wide(self, unit: TrainUnit) -> bool:
         """Whether the adapters of all slots would not fit with this unit's rank."""
-        network, rank = self._network, unit.settings.lora_rank
-        return (
-            isinstance(network, Network) and network.grows(rank) and self._slots_within(network, rank) < network.slots
-        )
+        network = self._network
+        return isinstance(network, Network) and self._fitting_slots(network, unit.settings.lora_rank) < network.slots
 
-    def _slots_within(self, network: Network, rank: int) -> int:
+    def _fitting_slots(self, network: Network, rank: int) -> int:
+        """How many of its slots fit with a unit of this rank."""
+        if not network.grows(rank):
+            return network.slots
         return slots_within(self.slots, network.slot_bytes(rank), free_bytes(self.base.device))
 
     def _begin(self, unit: TrainUnit, kind: Kind) -> list[PackEvent]:
         try:
             network = self._networks.get(kind) or self._made(kind)
             rank = unit.settings.lora_rank
-            if (
-                isinstance(network, Network)
-                and network.grows(rank)
-                and (fit := self._slots_within(network, rank)) < network.slots
-            ):
-                self.slots, network = fit, Network(self.base, kind, fit)
+            if isinstance(network, Network) and (fit := self._fitting_slots(network, rank)) < network.slots:
+                self.slots, network = fit, Network(self.base, kind, fit, self.rows.task.answer)
             self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
             slot = Slot(place, unit, self.base, self.rows, network)
@@ -179,7 +175,9 @@ class Pack:
     def _made(self, kind: Kind) -> Network | WholeNetwork:
         # its memory is as large as four models: nothing of it stays for the next unit
         self._networks = {known: network for known, network in self._networks.items() if not known.whole}
-        return WholeNetwork(self.base, kind) if kind.whole else Network(self.base, kind, self.slots)
+        if kind.whole:
+            return WholeNetwork(self.base, kind, self.rows.task.answer)
+        return Network(self.base, kind, self.slots, self.rows.task.answer)
 
     def _next_epoch(self, slot: Slot) -> list[PackEvent]:
         try:
@@ -316,7 +314,7 @@ class Pack:
     def _scores(self, step: MicroStep) -> None:
         assert self._network is not None
         with computing(step.stream):
-            scores = score(self._network.read(step.batch), step.batch)
+            scores = self.rows.task.score(self._network.read(step.batch), step.batch)
         for (slot, samples), part in zip(step.parts, step.split(scores), strict=True):
             slot.scored(samples, part)
 
@@ -343,5 +341,5 @@ def open_study(study: OpenStudy, device: torch.device) -> Pack:
     """
     task = task_named(study.task, study.labels)
     rows = read_snapshot(study.data)
-    base = Base.load(study.model, task.family, len(task.labels), device)
+    base = Base.load(study.model, task.family, task.outputs, device)
     return Pack(base, Rows(task, rows, base.tokenizer), shots=study.shots, template=study.template)

@@ -16,6 +16,7 @@ from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, Sett
 from trial_worker.engine import optimizer, state
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
+from trial_worker.engine.class_weights import balanced
 from trial_worker.engine.clock import Clock, Forecast
 from trial_worker.engine.dropout import row_keys
 from trial_worker.engine.errors import UnitStopped
@@ -42,7 +43,7 @@ class Slot:
         """
         self.place = place
         self.unit = unit
-        self.items = usable_items(base, rows, unit)
+        self.items = rows.task.fitted(usable_items(base, rows, unit), unit.train)
         self.clock = Clock()
         self.clock.limit(unit.seconds_left)
         self.at = Position()
@@ -51,8 +52,10 @@ class Slot:
         self._pin = base.pin
         self._task = rows.task
         self._network = network
-        if self.compares and not rows.task.labels:
-            raise ValueError("mixup_alpha and r_drop_alpha compare logits of classes: a language model has none")
+        weighs = self.settings.class_weights == "balanced"
+        if (self.compares or weighs) and not rows.task.one_class:
+            raise ValueError("mixup_alpha, r_drop_alpha and class_weights need rows of one class each")
+        self._weights = balanced(self.items, unit.train) if weighs else {}
         self._batches: list[list[int]] = []  # of this epoch, still to come
         self._forecast = Forecast(0.0, 0.0, 0.0)
         self._nats = 0.0  # of the effective batch, so far
@@ -117,6 +120,10 @@ class Slot:
     def size(self, bundle: Bundle) -> int:
         """Tokens."""
         return sum(self.items[row].length for row, _ in bundle)
+
+    def weight(self, row: int) -> float:
+        """What the row's loss is multiplied by now."""
+        return 1.0 if self.evaluating else self._weights.get(row, 1.0)
 
     def keys(self, samples: Sequence[Sample]) -> Tensor:
         """(samples,) int64, for what is drawn for these at the step under way."""
@@ -212,7 +219,7 @@ class Slot:
         """
         unit, epoch = self.unit, self.at.epoch + 1
         validation = [self.items[row] for row in unit.validation]
-        scores = _in_order([self._scores[row] for row in unit.validation], keep_logits=bool(self._task.labels))
+        scores = _in_order([self._scores[row] for row in unit.validation])
         if not math.isfinite(scores.nats.sum()):
             raise UnitStopped(Outcome.DIVERGED, f"validation loss {scores.nats.sum()} after epoch {epoch}")
         train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)
@@ -282,12 +289,12 @@ def usable_items(base: Base, rows: Rows, unit: TrainUnit) -> list[Item]:
     return items
 
 
-def _in_order(found: Sequence[tuple[Scores, int]], keep_logits: bool) -> Scores:
+def _in_order(found: Sequence[tuple[Scores, int]]) -> Scores:
+    logits = [scores.logits[i] for scores, i in found if scores.logits is not None]
     return Scores(
         nats=np.array([scores.nats[i] for scores, i in found]),
         counts=np.array([scores.counts[i] for scores, i in found]),
         correct=np.array([scores.correct[i] for scores, i in found]),
-        logits=np.stack([scores.logits[i] for scores, i in found if scores.logits is not None])
-        if keep_logits
-        else None,
+        logits=np.stack(logits) if logits else None,
+        outputs=[scores.outputs[i] for scores, i in found if scores.outputs is not None] or None,
     )

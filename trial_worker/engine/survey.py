@@ -26,6 +26,12 @@ from trial_worker.engine.memory import HeadWeight, Site
 from trial_worker.engine.optimizer import decays
 
 ADAPTER = "default"  # PEFT's name, so that an exported adapter needs no renaming
+_TYPES = {
+    "sequence": peft.TaskType.SEQ_CLS,
+    "tokens": peft.TaskType.TOKEN_CLS,
+    "spans": peft.TaskType.QUESTION_ANS,
+    "causal": peft.TaskType.CAUSAL_LM,
+}
 MEAN_HEAD = "head"  # where a mean-pooled encoder has its head; it is none of the model's own modules
 
 
@@ -34,7 +40,8 @@ class Kind:
     """What units must have in common to share a pack.
 
     targets: as `Settings.target_modules`; None: no adapters. top_layers: as `Settings.top_layers`. pooling: "first" or
-    "mean" of a classifier, "" of a language model. whole: the model's own weights are trained.
+    "mean" of a head that reads the whole row, else "". classes: outputs of the head; 0: none. whole: the model's own
+    weights are trained.
     """
 
     targets: str | tuple[str, ...] | None
@@ -45,11 +52,11 @@ class Kind:
 
     @classmethod
     def of(cls, base: Base, settings: Settings, classes: int) -> Kind:
-        """The kind of a unit; classes: 0 for a language model."""
+        """The kind of a unit."""
         pooling = base.pin.pooling if settings.pooling == "auto" else settings.pooling
         return cls(
             targets=settings.target_modules if settings.method == "lora" else None,
-            pooling=pooling if classes else "",
+            pooling=pooling if base.family == "sequence" else "",
             classes=classes,
             top_layers=settings.top_layers if settings.method != "head" else 0,
             whole=settings.method == "full",
@@ -153,9 +160,8 @@ def lora_config(base: Base, kind: Kind, *, rank: int, alpha: float, dropout: flo
         _refuse_unknown(model, targets)
     # mean pooling never reads the pooler; LoRA on it would be dead weight in every export
     unread = [name for name, part in model.named_modules() if mean and is_linear(part) and "pooler" in name]
-    kinds = peft.TaskType
     return peft.LoraConfig(
-        task_type=kinds.FEATURE_EXTRACTION if mean else kinds.SEQ_CLS if kind.classes else kinds.CAUSAL_LM,
+        task_type=peft.TaskType.FEATURE_EXTRACTION if mean else _TYPES[base.family],
         r=rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,

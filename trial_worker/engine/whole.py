@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 from orchestrator.contract import Settings
 from trial_worker.engine.base import Base
 from trial_worker.engine.heads import (
+    READERS,
+    Answer,
     MeanHead,
     Reader,
     fresh_heads,
     head_std,
-    read_family,
     read_mean,
     reading_logits,
 )
@@ -30,6 +31,7 @@ from trial_worker.engine.narrow import Reads
 from trial_worker.engine.noise import noise_in_place
 from trial_worker.engine.optimizer import decays
 from trial_worker.engine.survey import MEAN_HEAD, Kind, layers_above
+from trial_worker.tasks.interface import answers
 
 
 class WholeNetwork:
@@ -37,7 +39,7 @@ class WholeNetwork:
 
     slots = 1
 
-    def __init__(self, base: Base, kind: Kind) -> None:
+    def __init__(self, base: Base, kind: Kind, answer: Answer = answers) -> None:
         """Raises ValueError if the frozen weights are not held in full precision."""
         held = base.model.dtype
         if base.pin.quantization != "none" or held not in (torch.float32, torch.float64):
@@ -45,6 +47,7 @@ class WholeNetwork:
             raise ValueError(f"method full trains the weights themselves, which must be float32: the base is {how}")
         self.base = base
         self.kind = kind
+        self._answer = answer
         mean = kind.pooling == "mean"
         self.model = cast(PreTrainedModel, base.model.base_model) if mean else base.model
         hidden = int(base.model.config.get_text_config().hidden_size)
@@ -117,9 +120,9 @@ class WholeNetwork:
                 p.grad = gradients[name]  # autograd adds to it in place
             with noise_in_place(self.model, self._open):
                 if self._mean is not None:
-                    yield read_mean(self.model, self._mean)
-                elif self.kind.classes:
-                    yield read_family(self.model)
+                    yield read_mean(self.model, self._mean, self._answer)
+                elif self.base.family in READERS:
+                    yield READERS[self.base.family](self.model, self._answer)
                 else:  # the head is trained as well, so that the model's own code has to apply it
                     with reading_logits(self.model) as reader:
                         yield reader

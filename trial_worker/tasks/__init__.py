@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from trial_worker.tasks.causal_lm import CausalLm
 from trial_worker.tasks.classification import Classification
 from trial_worker.tasks.interface import Task
+from trial_worker.tasks.multi_label import MultiLabel
+from trial_worker.tasks.question_answering import QuestionAnswering
+from trial_worker.tasks.regression import Regression
 from trial_worker.tasks.rows import Rows, read_snapshot
+from trial_worker.tasks.token_classification import TokenClassification
 
-__all__ = ["CausalLm", "Classification", "Rows", "Task", "read_snapshot", "task_named"]
+__all__ = [
+    "CausalLm",
+    "Classification",
+    "MultiLabel",
+    "QuestionAnswering",
+    "Regression",
+    "Rows",
+    "Task",
+    "TokenClassification",
+    "read_snapshot",
+    "task_named",
+]
+
+_LABELLED: Mapping[str, Callable[[Sequence[str]], Task]] = {
+    "classification": Classification,
+    "multi_label": MultiLabel,
+    "token_classification": TokenClassification,
+}
+_OTHERS: Mapping[str, Callable[[], Task]] = {
+    "causal_lm": CausalLm,
+    "question_answering": QuestionAnswering,
+    "regression": Regression,
+}
 
 
 def task_named(name: str, labels: Sequence[str]) -> Task:
@@ -18,8 +44,8 @@ def task_named(name: str, labels: Sequence[str]) -> Task:
     Raises:
         ValueError: no such task, or labels that do not fit it.
     """
-    if name == "classification":
-        return Classification(labels)
-    if name == "causal_lm":
-        return CausalLm()
-    raise ValueError(f"task must be classification or causal_lm, got {name!r}")
+    if name in _LABELLED:
+        return _LABELLED[name](labels)
+    if name in _OTHERS:
+        return _OTHERS[name]()
+    raise ValueError(f"task must be one of {', '.join([*_LABELLED, *_OTHERS])}, got {name!r}")

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trial_worker.tasks.interface import Item, Row, Scores
+from trial_worker.tasks.interface import Item, Row, Scores, Task
 from trial_worker.tasks.spans import Marked, mark
 
 
-class CausalLm:
+class CausalLm(Task):
     """Next-token prediction; the loss is nats per supervised token."""
 
     family = "causal"
-    labels: tuple[str, ...] = ()
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
         """Items with a target for each supervised token.

@@ -23,10 +23,13 @@ class Item:
     """One row, tokenised, its longest form: `Task.shorten` cuts it.
 
     ids: (length,) int64.
-    targets: (targets,) int64, a class or the supervised tokens.
+    targets: (targets, ...), a class or the supervised tokens, int64; or of another form that the task knows.
     positions: (targets,) int64, the token whose output predicts each target; None where the row has one output.
     size: UTF-8 bytes of the supervised text; 0 for a class.
     ends: (targets,) int64, bytes of the supervised text that are covered once this target is; None for a class.
+    segments: (length,) int64, which text of a pair each token is of; None: all are of the first.
+    centre, spread: of a target that is a number: what was taken off it, and what it was then divided by.
+    gold: what else the task compares answers with.
     """
 
     ids: Tensor
@@ -34,6 +37,10 @@ class Item:
     positions: Tensor | None = None
     size: int = 0
     ends: Tensor | None = None
+    segments: Tensor | None = None
+    centre: float = 0.0
+    spread: float = 1.0
+    gold: Any = None
 
     @property
     def length(self) -> int:
@@ -52,10 +59,12 @@ class Batch:
 
     ids: (rows, length) int64.
     mask: (rows, length) int64, 1 where a token is real; None where nothing is padded, which attention does faster.
-    targets: (targets,) int64, the items' targets one after another.
+    targets: (targets, ...), the items' targets one after another.
     positions: (targets,) int64 into rows * length; None where each row has one output.
     owners: (targets,) int64, the row of each target.
     smoothing: (targets,) float32, how much of each target's weight is spread over all outputs; None: nothing.
+    segments: (rows, length) int64, as `Item.segments`; None: the model knows none, or all are 0.
+    weights: (targets,) float64, what each target's training loss is multiplied by; None: 1.
     """
 
     ids: Tensor
@@ -64,6 +73,14 @@ class Batch:
     positions: Tensor | None
     owners: Tensor
     smoothing: Tensor | None = None
+    segments: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor | None]:
+        """What a transformers model calls them."""
+        pair = {} if self.segments is None else {"token_type_ids": self.segments}
+        return {"input_ids": self.ids, "attention_mask": self.mask, **pair}
 
     @property
     def rows(self) -> int:
@@ -75,7 +92,7 @@ class Answers:
     """What a model said of a batch's targets.
 
     nats: (targets,) float64, negative log-likelihood. hits: (targets,) bool, whether it was the most likely output.
-    logits: (targets, classes) of a classifier; None of a language model, whose logits are never all there.
+    logits: (targets, outputs) of a head; None of a language model, whose logits are never all there.
     smoothed: (targets,) float64, what training makes small instead of `nats`, where targets are smoothed.
     """
 
@@ -92,20 +109,32 @@ class Scores:
     nats: (items,) float64, negative log-likelihood summed over the item's targets.
     counts: (items,) int64, targets of the item.
     correct: (items,) int64, targets that were the most likely output.
-    logits: (items, classes) float32 for classification, else None.
+    logits: (items, outputs) float32 of a head that reads the whole row, else None.
+    outputs: what tallies of other tasks need to know of each item, of a form that the task knows.
     """
 
     nats: np.ndarray
     counts: np.ndarray
     correct: np.ndarray
     logits: np.ndarray | None
+    outputs: Sequence[np.ndarray] | None = None
 
 
 class Task(Protocol):
-    """One kind of learning. Stateless but for its labels; safe to share."""
+    """One kind of learning. Stateless but for its labels; safe to share.
 
-    family: str  # which transformers class: "sequence" or "causal"
-    labels: tuple[str, ...]  # class names in logit order; empty for a language model
+    family: which transformers class, see `Base.load`. labels: class names in logit order, if it has classes.
+    one_class: each row is of one of them, so that rows can be mixed, compared and weighed by class.
+    """
+
+    family: str
+    labels: tuple[str, ...] = ()
+    one_class: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Of the head; 0 for a language model."""
+        return len(self.labels)
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Item]:
         """Tokenise snapshot rows without a limit on their length.
@@ -113,12 +142,27 @@ class Task(Protocol):
         Raises:
             ValueError: a row is not of this task's form; the message names its number, counted from 0.
         """
+        raise NotImplementedError
 
     def shorten(self, item: Item, row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Item:
         """The item of a row that has more than `max_length` tokens."""
+        raise NotImplementedError
+
+    def fitted(self, items: Sequence[Item], train: Sequence[int]) -> Sequence[Item]:
+        """All items as a unit sees them that trains on these of them."""
+        return items
+
+    def answer(self, outputs: Tensor, batch: Batch) -> Answers:
+        """What a head's outputs (targets, outputs) say of a batch's targets."""
+        return answers(outputs, batch)
+
+    def score(self, said: Answers, batch: Batch) -> Scores:
+        """Scores of a batch's rows, with all that `tallies` needs."""
+        return score(said, batch)
 
     def tallies(self, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
         """Additive sums: any metric of any set of folds is a function of their sum."""
+        raise NotImplementedError
 
 
 def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
@@ -126,9 +170,12 @@ def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
     length = max(item.length for item in items)
     ids = torch.full((len(items), length), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(items), length), dtype=torch.int64)
+    segments = None if all(item.segments is None for item in items) else torch.zeros_like(ids)
     for row, item in enumerate(items):
         ids[row, : item.length] = item.ids
         mask[row, : item.length] = 1
+        if segments is not None and item.segments is not None:
+            segments[row, : item.length] = item.segments
     weights = torch.tensor([item.weight for item in items])
     owners = torch.repeat_interleave(torch.arange(len(items)), weights)
     positions = None
@@ -141,6 +188,7 @@ def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
         targets=torch.cat([item.targets for item in items]).to(device),
         positions=positions,
         owners=owners.to(device),
+        segments=None if segments is None else segments.to(device),
     )
 
 

@@ -1,0 +1,79 @@
+"""What the rows of each task are made of, and which tasks have what (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Column(NamedTuple):
+    """key: under `data:` in a study file. default: the column's name where the file gives none; None: there is none."""
+
+    key: str
+    default: str | None
+
+
+_TEXT = {"text": Column("text", "text"), "text_pair": Column("text_pair", None)}
+
+_QUESTION = {"context": "context", "question": "question", "answer": "answer", "start": "answer_start"}
+
+# Tasks with one form of rows: name in the snapshot -> the user's column.
+FORMS: Mapping[str, Mapping[str, Column]] = {
+    "classification": {**_TEXT, "label": Column("label", "label")},
+    "multi_label": {**_TEXT, "labels": Column("label", "label")},
+    "regression": {**_TEXT, "number": Column("label", "label")},
+    "question_answering": {name: Column(key, key) for name, key in _QUESTION.items()},
+}
+# Keys under `data:` that mean something.
+KEYS: Mapping[str, tuple[str, ...]] = {
+    **{task: tuple(column.key for column in form.values()) for task, form in FORMS.items()},
+    "causal_lm": ("text", "prompt", "completion", "messages"),
+    "token_classification": ("tokens", "tags", "text", "spans"),
+}
+TASKS = tuple(KEYS)
+POOLED = ("classification", "multi_label", "regression")  # a head reads the whole row
+HEADLESS = ("causal_lm",)  # nothing is trained but adapters
+TOLD = frozenset({"label", "labels", "number", "tags", "answer", "start", "group"})  # no part of what a model is shown
+
+
+def columns(task: str, data: Any) -> dict[str, str]:
+    """Name in the snapshot -> the user's column, of a task with one form of rows; data: the study file's section."""
+    chosen = {name: getattr(data, column.key) or column.default for name, column in FORMS[task].items()}
+    return {name: column for name, column in chosen.items() if column}
+
+
+def named(task: str, data: Any) -> dict[str, str]:
+    """The same columns by their keys under `data:`."""
+    return {FORMS[task][name].key: column for name, column in columns(task, data).items()}
+
+
+def classes(task: str, rows: Any) -> tuple[str, ...]:
+    """Class names in logit order; none of a task that has no classes."""
+    if task == "classification":
+        return tuple(sorted({row["label"] for row in rows}))
+    if task == "multi_label":
+        return tuple(sorted({label for row in rows for label in row["labels"]}))
+    if task == "token_classification":
+        return tuple(sorted({tag for row in rows for tag in row["tags"]}))
+    return ()
+
+
+def too_few(task: str, rows: Any) -> str:
+    """What is missing in these rows to learn anything from; empty: nothing."""
+    found = classes(task, rows)
+    if task == "classification" and len(found) < 2:
+        return f"classification needs at least 2 classes — got only {found[0]!r}"
+    if task == "token_classification" and len(found) < 2:
+        return f"token_classification needs at least 2 tags — got only {found[0]!r}"
+    if task == "multi_label" and not found:
+        return "multi_label needs at least 1 class — got only empty lists"
+    if task == "regression" and len({row["number"] for row in rows}) < 2:
+        return f"regression needs at least 2 different numbers — got only {rows[0]['number']:g}"
+    return ""
+
+
+def are_bio(tags: Sequence[str]) -> bool:
+    """Whether tags are O, B-TYPE and I-TYPE, and not all O, so that they make entities (Ramshaw and Marcus 1995)."""
+    return any(tag != "O" for tag in tags) and all(
+        tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2) for tag in tags
+    )
