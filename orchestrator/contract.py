@@ -186,6 +186,26 @@ class Settings:
         high=100,
         added=True,
     )
+    augment_copies: int = hyperparameter(
+        1,
+        "disturbed copies of each training row, where char_noise, word_noise or synonyms ask for any",
+        low=1,
+        high=8,
+        added=True,
+    )
+    char_noise: float = hyperparameter(
+        0.0, "share of a copy's letters that are mistyped: lost, doubled, swapped, another", low=0, high=0.5, added=True
+    )
+    word_noise: float = hyperparameter(
+        0.0, "share of a copy's words that are lost or exchanged with another", low=0, high=0.5, added=True
+    )
+    synonyms: float = hyperparameter(
+        0.0,
+        "share of a copy's words that become a synonym, of those that have one in WordNet (English)",
+        low=0,
+        high=1,
+        added=True,
+    )
 
     def identity(self) -> dict[str, Any]:
         """What two settings that train the same have in common, by whichever version they were written."""

@@ -19,6 +19,7 @@ from orchestrator.spec import default_rule
 
 MOST_POINTS = 10_000
 ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_scaling", "target_modules", "top_layers")
+DISTURBING = ("char_noise", "word_noise", "synonyms")  # what makes a copy differ from its row
 COMPARED = ("mixup_alpha", "r_drop_alpha")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "classification": ("text", "label"),
@@ -34,6 +35,7 @@ def check(
     problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
     problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
     problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
+    problems += _copies(doc, raw, entries, written)
     task = raw.get("task")
     if task in ("classification", "causal_lm"):
         problems += _columns(doc, raw, task)
@@ -156,6 +158,20 @@ def _compared(
         message = "'r_drop_alpha' compares what two dropout masks make of a row, and there is no dropout"
         help = "set or search lora_dropout or dropout"
         yield doc.problem(_place(doc, "r_drop_alpha", written), "no-effect", message, help)
+
+
+def _copies(
+    doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
+) -> Iterator[Problem]:
+    """Copies that nothing makes differ from their rows are not made."""
+    place = _place(doc, "augment_copies", written)
+    if set(entries) != set(written) or place not in doc.places:
+        return
+    if not any(max(_extremes(raw, entries, name)) for name in DISTURBING):
+        message = "'augment_copies' counts disturbed copies, and nothing disturbs any"
+        yield doc.problem(
+            place, "no-effect", message, f"set or search {', '.join(DISTURBING[:-1])} or {DISTURBING[-1]}"
+        )
 
 
 def _place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:

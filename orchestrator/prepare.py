@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import dataset, folds, models, readers, sizes, stores
+from orchestrator import augmentation, dataset, folds, models, readers, sizes, stores
 from orchestrator.contract import ModelPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
@@ -50,6 +50,7 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
         if problems:
             raise BadInput([*problems, *error.problems]) from None
         raise
+    problems += augmentation.problems(loaded, snapshot)
     errors, cautions = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
     problems += [loaded.problem(("cross_validation", "folds"), "folds", message) for message in errors]
     if problems:

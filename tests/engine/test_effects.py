@@ -38,10 +38,17 @@ OTHER = {
     "token_dropout": 0.4,
     "mixup_alpha": 0.5,
     "r_drop_alpha": 3.0,
+    "augment_copies": 2,
+    "char_noise": 0.3,
+    "word_noise": 0.3,
+    "synonyms": 1.0,
 }
 
 
-BESIDE = {"r_drop_alpha": {"lora_dropout": 0.3}}  # without any dropout both copies of a row are equal
+BESIDE = {
+    "r_drop_alpha": {"lora_dropout": 0.3},  # without any dropout both copies of a row are equal
+    "augment_copies": {"word_noise": 0.2},
+}
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,16 @@ STUDY_YAML = {
     "R-Drop without dropout": Bad(
         study(training="{r_drop_alpha: 1}"), r":7:12: 'r_drop_alpha' compares .*\n  help: set or search lora_dropout"
     ),
+    "copies without noise": Bad(
+        study(training="{augment_copies: 2}"), r":7:12: 'augment_copies' counts .*\n  help: set or search char_noise, word"
+    ),
+    "noise on what is learnt": Bad(
+        study(task=CAUSAL, data="{path: rows.jsonl, text: text}", training="{char_noise: 0.1}"), r":7:12: 'char_noise' needs rows of prompt"
+    ),
+    "searched noise on what is learnt": Bad(
+        study(task=CAUSAL, search="{sampler: random, space: {synonyms: [0, 0.1]}}"), r":6:35: 'synonyms' needs rows of prompt"
+    ),
+    "too many copies": Bad(study(training="{augment_copies: 9, char_noise: 0.1}"), r"'augment_copies' must be at least 1 and at most 8"),
     "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, head — got 'dora2'"),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
     "racing without a rule": Bad(

@@ -206,7 +206,7 @@ class Pack:
             except UnitStopped as stop:
                 events.append(self._end(slot, stop.outcome, str(stop)))
                 continue
-            self._pace = done.seconds / slot.tokens(slot.unit.train)
+            self._pace = done.seconds / slot.tokens(slot.train)
             events.append(done)
             if slot.finished:
                 events.append(self._end(slot, Outcome.DONE))

@@ -22,14 +22,16 @@ from trial_worker.engine.losses import Bundle, Sample, bundles, share_of
 from trial_worker.engine.network import Network
 from trial_worker.engine.scores import pack_predictions
 from trial_worker.engine.state import Position
-from trial_worker.tasks.interface import Item, Scores
+from trial_worker.engine.training_part import training_part
+from trial_worker.tasks.interface import Scores
 from trial_worker.tasks.rows import Rows
 
 
 class Slot:
     """A unit that trains. It waits for rows to be computed: of its effective batch, or of its validation part.
 
-    waiting: those rows, in order. evaluating: which of the two. finished: nothing is left to do.
+    train: numbers of the rows it trains on, made ones included. waiting: rows to compute, in order. evaluating: whether
+    they are of the validation part. finished: nothing is left to do.
     """
 
     def __init__(self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network) -> None:
@@ -40,7 +42,7 @@ class Slot:
         """
         self.place = place
         self.unit = unit
-        self.items = usable_items(base, rows, unit)
+        self.items, self.train = training_part(base, rows, unit)
         self.clock = Clock()
         self.clock.limit(unit.seconds_left)
         self.at = Position()
@@ -70,7 +72,7 @@ class Slot:
     @property
     def epoch_steps(self) -> int:
         """Optimizer steps of one epoch."""
-        return steps_per_epoch(len(self.unit.train), self.settings.batch_size)
+        return steps_per_epoch(len(self.train), self.settings.batch_size)
 
     @property
     def between_epochs(self) -> bool:
@@ -133,7 +135,7 @@ class Slot:
         Raises:
             UnitStopped: OVER_BUDGET, the epoch would not end in time.
         """
-        order = epoch_order(self.unit.train, self.unit.seed, self.at.epoch + 1)
+        order = epoch_order(self.train, self.unit.seed, self.at.epoch + 1)
         batches = list(effective_batches(order, self.settings.batch_size))
         self._batches = batches[self.at.step - self.at.epoch * self.epoch_steps :]
         self.clock.spend(self.at.seconds)
@@ -253,24 +255,6 @@ class Slot:
             raise ValueError(f"checkpoint {saved.path}: {at} is no place of this unit")
         self.at = at
         return saved
-
-
-def usable_items(base: Base, rows: Rows, unit: TrainUnit) -> list[Item]:
-    """The study's items at this unit's `max_length`.
-
-    Raises:
-        ValueError: positions beyond the model's reach, an empty part, or nothing supervised in one.
-    """
-    limit = unit.settings.max_length
-    if limit > base.limit and rows.longest > base.limit:
-        raise ValueError(f"max_length must be at most {base.limit} for this model, got {limit}")
-    items = rows.items(min(limit, base.limit))
-    for part, numbers in (("training", unit.train), ("validation", unit.validation)):
-        if not numbers:
-            raise ValueError(f"the {part} part has no rows")
-        if not any(items[row].weight for row in numbers):
-            raise ValueError(f"no {part} row keeps a supervised token within max_length {limit}")
-    return items
 
 
 def _in_order(found: Sequence[tuple[Scores, int]], keep_logits: bool) -> Scores:

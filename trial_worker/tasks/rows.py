@@ -28,14 +28,24 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __getitem__(self, number: int) -> Row:
+        return self._rows[number]
+
     def items(self, max_length: int) -> list[Item]:
         """All rows, each of at most `max_length` tokens."""
         if max_length not in self._cut:
-            self._cut[max_length] = [
-                item if item.length <= max_length else self.task.shorten(item, row, self._tokenizer, max_length)
-                for item, row in zip(self._whole, self._rows, strict=True)
-            ]
+            self._cut[max_length] = self._shortened(self._whole, self._rows, max_length)
         return self._cut[max_length]
+
+    def further(self, rows: Sequence[Row], max_length: int) -> list[Item]:
+        """Rows that the snapshot does not have, as `items`; nothing is kept."""
+        return self._shortened(self.task.encode(rows, self._tokenizer), rows, max_length)
+
+    def _shortened(self, items: Sequence[Item], rows: Sequence[Row], max_length: int) -> list[Item]:
+        return [
+            item if item.length <= max_length else self.task.shorten(item, row, self._tokenizer, max_length)
+            for item, row in zip(items, rows, strict=True)
+        ]
 
     @property
     def longest(self) -> int:
