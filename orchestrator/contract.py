@@ -207,6 +207,27 @@ class Settings:
         added=True,
     )
 
+    paraphrases: int = hyperparameter(
+        0,
+        "times the study's paraphraser rewrites each training row; what is no paraphrase is left out",
+        low=0,
+        high=8,
+        added=True,
+    )
+    synthetic: int = hyperparameter(
+        0,
+        "classes: rows that the study's generator writes of each class, after training rows; bad ones are left out",
+        low=0,
+        high=1000,
+        added=True,
+    )
+    pseudo_rounds: int = hyperparameter(
+        0, "classes: times that models of the training rows label the study's pool; 0: never", low=0, high=5, added=True
+    )
+    pseudo_threshold: float = hyperparameter(
+        0.9, "how sure these must be of a pool's row before it is trained on, calibrated", low=0, high=1, added=True
+    )
+
     def identity(self) -> dict[str, Any]:
         """What two settings that train the same have in common, by whichever version they were written."""
         fields = {field.name: field for field in dataclasses.fields(self)}
@@ -231,6 +252,17 @@ class ModelPin:
     precision: str = "auto"  # of the frozen weights: "auto", "float32" or "bfloat16"
     gradient_checkpointing: bool = False  # compute each layer anew in the backward pass
     quantization: str = "none"  # of the frozen layers: "none" or "nf4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterPin:
+    """A model that writes training rows, and how it is asked."""
+
+    model: ModelPin
+    prompt: str  # with $text, or $label and $examples
+    temperature: float = 0.8
+    top_p: float = 0.95
+    max_new_tokens: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +292,10 @@ class OpenStudy:
     model: ModelPin
     data: str  # path of the snapshot's JSONL on this machine
     labels: tuple[str, ...]  # class names in logit order; empty unless the task is classification
+    pool: str | None = None  # path of the unlabelled rows' JSONL
+    paraphraser: WriterPin | None = None
+    generator: WriterPin | None = None
+    cache: str | None = None  # folder for what augmentation wrote, shared by this machine's trainers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,6 +463,8 @@ MESSAGES: Mapping[str, type[Any]] = {
 
 _NESTED: Mapping[str, type[Any]] = {
     "model": ModelPin,
+    "paraphraser": WriterPin,
+    "generator": WriterPin,
     "settings": Settings,
     "predictions": Predictions,
     "resume": Checkpoint,

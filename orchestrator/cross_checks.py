@@ -19,7 +19,6 @@ from orchestrator.spec import default_rule
 
 MOST_POINTS = 10_000
 ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_scaling", "target_modules", "top_layers")
-DISTURBING = ("char_noise", "word_noise", "synonyms")  # what makes a copy differ from its row
 COMPARED = ("mixup_alpha", "r_drop_alpha")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "classification": ("text", "label"),
@@ -35,7 +34,6 @@ def check(
     problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
     problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
     problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
-    problems += _copies(doc, raw, entries, written)
     task = raw.get("task")
     if task in ("classification", "causal_lm"):
         problems += _columns(doc, raw, task)
@@ -48,20 +46,21 @@ def check(
     return problems
 
 
-def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A map of the file; empty where there is none."""
     value = raw.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def _grid(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]) -> Iterator[Problem]:
-    if _section(raw, "search").get("sampler") != "grid" or not entries:
+    if section(raw, "search").get("sampler") != "grid" or not entries:
         return
     wrong = space.grid_problems(entries)
     for name, text in wrong.items():
         yield doc.problem(("search", "space", written[name]), "grid", text)
     if wrong or set(entries) != set(written):  # its size cannot be told
         return
-    size, trials = space.grid_size(entries), _section(raw, "budget").get("trials")
+    size, trials = space.grid_size(entries), section(raw, "budget").get("trials")
     if size > MOST_POINTS:
         message = f"a grid may have at most {MOST_POINTS} points — got {size}"
         yield doc.problem(("search", "space"), "grid", message)
@@ -71,7 +70,7 @@ def _grid(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
 
 
 def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
-    data, model = _section(raw, "data"), _section(raw, "model")
+    data, model = section(raw, "data"), section(raw, "model")
     path, split = data.get("path"), data.get("split")
     if isinstance(path, str) and split is not None and not readers.is_hub(path, data.get("format"), folder):
         yield doc.problem(("data", "split"), "no-effect", "'data.split' has a meaning only for a dataset of the hub")
@@ -81,8 +80,8 @@ def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Pr
 
 
 def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
-    racing = _section(raw, "racing")
-    sampler = _section(raw, "search").get("sampler")
+    racing = section(raw, "racing")
+    sampler = section(raw, "search").get("sampler")
     rule, first = racing.get("rule", default_rule(sampler)), racing.get("first_folds", 1)
     only_paired = {"confidence"} if rule == "forgiving" else set()
     for key in racing.keys() & ({"first_folds", "confidence", "hopeless"} if rule == "none" else only_paired):
@@ -93,7 +92,7 @@ def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
         message = "sampler gp learns from complete trials alone, and racing would hide from it what is bad — got racing"
         help = "use sampler tpe, or racing: {rule: none}"
         yield doc.problem(("racing", "rule"), "racing", f"{message} {rule}", help)
-    plan = _section(raw, "cross_validation")
+    plan = section(raw, "cross_validation")
     numbers = (plan.get("folds", 5), plan.get("repeats", 1), first)
     if racing and all(isinstance(each, int) and each > 0 for each in numbers) and first >= numbers[0] * numbers[1]:
         where: Path_ = ("racing", "first_folds" if "first_folds" in racing else "rule")
@@ -103,7 +102,7 @@ def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _warmup(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
-    given = {**dict.fromkeys(_section(doc.values, "training"), "training"), **dict.fromkeys(written, "search.space")}
+    given = {**dict.fromkeys(section(doc.values, "training"), "training"), **dict.fromkeys(written, "search.space")}
     if {"warmup_ratio", "warmup_steps"} <= given.keys():
         path = (*given["warmup_ratio"].split("."), "warmup_ratio")
         yield doc.problem(
@@ -119,7 +118,7 @@ def _shared_epochs(
     if "epochs" not in entries:
         message = "'share_epochs' needs epochs in search.space: it is what the runs share"
         yield doc.problem(("share_epochs",), "no-effect", message, "search epochs, or leave share_epochs out")
-    schedules, steps, ratios = (_extremes(raw, entries, f) for f in ("lr_schedule", "warmup_steps", "warmup_ratio"))
+    schedules, steps, ratios = (extremes(raw, entries, f) for f in ("lr_schedule", "warmup_steps", "warmup_ratio"))
     wrong = [f"lr_schedule {each}" for each in schedules if not shareable(Settings(lr_schedule=each, warmup_ratio=0.0))]
     shared = Settings(lr_schedule="constant", warmup_steps=min(steps))
     wrong += [f"warmup_ratio {each:g}" for each in ratios if not shareable(replace(shared, warmup_ratio=each))][:1]
@@ -133,14 +132,14 @@ def _method(
     doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
 ) -> Iterator[Problem]:
     """What adapters are asked for and nothing has any."""
-    if set(entries) != set(written) or _extremes(raw, entries, "method") != ("head",):
+    if set(entries) != set(written) or extremes(raw, entries, "method") != ("head",):
         return
     if raw.get("task") == "causal_lm":
         message = "method head trains a classifier's head, and a language model has none — got task causal_lm"
-        yield doc.problem(_place(doc, "method", written), "method", message, "use method lora")
+        yield doc.problem(place(doc, "method", written), "method", message, "use method lora")
     for name in sorted(ADAPTERS):
-        if (place := _place(doc, name, written)) in doc.places:
-            yield doc.problem(place, "no-effect", f"'{name}' has no effect with method head, which has no adapters")
+        if (where := place(doc, name, written)) in doc.places:
+            yield doc.problem(where, "no-effect", f"'{name}' has no effect with method head, which has no adapters")
 
 
 def _compared(
@@ -149,49 +148,35 @@ def _compared(
     """mixup and R-Drop compare the logits of classes; R-Drop compares what dropout made different."""
     if set(entries) != set(written):
         return
-    highest = {name: max(_extremes(raw, entries, name)) for name in (*COMPARED, "lora_dropout", "dropout")}
+    highest = {name: max(extremes(raw, entries, name)) for name in (*COMPARED, "lora_dropout", "dropout")}
     for name in COMPARED:
         if highest[name] and raw.get("task") == "causal_lm":
             message = f"'{name}' compares logits of classes, and a language model has none — got task causal_lm"
-            yield doc.problem(_place(doc, name, written), "no-effect", message)
+            yield doc.problem(place(doc, name, written), "no-effect", message)
     if highest["r_drop_alpha"] and not highest["lora_dropout"] and not highest["dropout"]:
         message = "'r_drop_alpha' compares what two dropout masks make of a row, and there is no dropout"
         help = "set or search lora_dropout or dropout"
-        yield doc.problem(_place(doc, "r_drop_alpha", written), "no-effect", message, help)
+        yield doc.problem(place(doc, "r_drop_alpha", written), "no-effect", message, help)
 
 
-def _copies(
-    doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
-) -> Iterator[Problem]:
-    """Copies that nothing makes differ from their rows are not made."""
-    place = _place(doc, "augment_copies", written)
-    if set(entries) != set(written) or place not in doc.places:
-        return
-    if not any(max(_extremes(raw, entries, name)) for name in DISTURBING):
-        message = "'augment_copies' counts disturbed copies, and nothing disturbs any"
-        yield doc.problem(
-            place, "no-effect", message, f"set or search {', '.join(DISTURBING[:-1])} or {DISTURBING[-1]}"
-        )
-
-
-def _place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:
+def place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:
     """Where the file gives a hyperparameter, by whichever name."""
     if name in written:
         return ("search", "space", written[name])
-    given = {hyperparameters.canonical_name(key): key for key in _section(doc.values, "training")}
+    given = {hyperparameters.canonical_name(key): key for key in section(doc.values, "training")}
     return ("training", given.get(name, name))
 
 
-def _extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[Any, ...]:
+def extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[Any, ...]:
     """Of a hyperparameter: its choices, the ends of its range, or the one value that it has."""
     entry = entries.get(name)
     if entry is None:
-        return (_section(raw, "training")[name],)
+        return (section(raw, "training")[name],)
     return entry.choices if isinstance(entry, space.Choices) else (entry.low, entry.high)
 
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:
-    data = _section(raw, "data")
+    data = section(raw, "data")
     known = sorted({column for columns in COLUMNS.values() for column in columns})
     for column in known:
         if column not in COLUMNS[task] and data.get(column) is not None:
@@ -208,6 +193,6 @@ def _causal(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -
     where: Path_ = ("search", "space", "pooling") if "pooling" in written else ("training", "pooling")
     if where in doc.places:
         yield doc.problem(where, "no-effect", "'pooling' has no meaning for task causal_lm")
-    if _section(raw, "cross_validation").get("stratify") is True:
+    if section(raw, "cross_validation").get("stratify") is True:
         path = ("cross_validation", "stratify")
         yield doc.problem(path, "no-effect", "'stratify: true' needs classes: task classification")

@@ -69,6 +69,21 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
     return Snapshot(content, hashlib.sha256(content).hexdigest(), len(rows), labels, groups, cautions)
 
 
+def texts(source: DataSource, folder: Path) -> tuple[bytes, int]:
+    """Rows of which only the text counts: (canonical JSONL, how many).
+
+    Raises:
+        BadInput: with the first problems of each kind (exit code 65).
+    """
+    raw = readers.read(source, folder)
+    if not raw:
+        raise BadInput([Problem(code="data", message="no rows", file=source.path)], code=BAD_DATA)
+    rows, problems = _canonical_rows(raw, {"text": source.text or "text"}, source.path)
+    if problems:
+        raise BadInput(_shorten(problems), code=BAD_DATA)
+    return "".join(canonical(row) + "\n" for row in rows).encode(), len(rows)
+
+
 def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:
     """Canonical name -> the user's column."""
     if task == "classification":

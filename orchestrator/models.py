@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.contract import ModelPin
+from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.errors import BAD_DATA, USAGE, BadInput, FoldtuneError, Problem
-from orchestrator.spec import ModelSource
+from orchestrator.spec import ModelSource, WriterSource
 
 IGNORED = frozenset({".git", "__pycache__", ".cache"})
 
@@ -108,6 +108,12 @@ def pin(source: ModelSource, folder: Path) -> ModelPin:
         root=root,
         **source.holding,
     )
+
+
+def pin_writer(source: WriterSource, prompt: str, folder: Path) -> WriterPin:
+    """As `pin`, of a model that writes rows. prompt: what it is asked where the source says nothing."""
+    sampling = source.model_dump(include={"temperature", "top_p", "max_new_tokens"})
+    return WriterPin(model=pin(source.model, folder), prompt=source.prompt or prompt, **sampling)
 
 
 def verify(pin: ModelPin) -> None:

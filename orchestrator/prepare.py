@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator import augmentation, dataset, folds, models, readers, sizes, stores
-from orchestrator.contract import ModelPin
+from orchestrator.augmentation import Pool
+from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
 from orchestrator.folds import FoldPlan
@@ -20,6 +21,8 @@ class Prepared:
     snapshot: Snapshot
     plan: FoldPlan
     model: ModelPin
+    writers: dict[str, WriterPin]  # models that write training rows, by name
+    pool: Pool | None
 
 
 def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
@@ -51,6 +54,7 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
             raise BadInput([*problems, *error.problems]) from None
         raise
     problems += augmentation.problems(loaded, snapshot)
+    augmentation.pool(wanted.data, loaded.folder)
     errors, cautions = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
     problems += [loaded.problem(("cross_validation", "folds"), "folds", message) for message in errors]
     if problems:
@@ -80,12 +84,21 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         groups=snapshot.groups,
     )
     model = models.pin(loaded.spec.model, loaded.folder)
-    return Prepared(loaded=loaded, snapshot=snapshot, plan=plan, model=model), [*cautions, *_size_cautions(loaded)]
+    prepared = Prepared(
+        loaded=loaded,
+        snapshot=snapshot,
+        plan=plan,
+        model=model,
+        writers=augmentation.pins(loaded),
+        pool=augmentation.pool(loaded.spec.data, loaded.folder),
+    )
+    return prepared, [*cautions, *_size_cautions(loaded)]
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:
     found = models.check(loaded.spec.model, loaded.folder, loaded.document.file)
-    return [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+    own = [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+    return [*own, *augmentation.model_problems(loaded)]
 
 
 def _store_problems(loaded: LoadedStudy) -> list[Problem]:

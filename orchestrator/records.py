@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import space
-from orchestrator.contract import ModelPin, Settings, build
+from orchestrator.contract import ModelPin, Settings, WriterPin, build
 from orchestrator.folds import FoldPlan
 from orchestrator.spec import Budget, StudySpec
 
@@ -21,6 +21,8 @@ class StudyRecord:
     spec: StudySpec  # with the budget of the row, which `resume` may have raised
     model: ModelPin
     snapshot: str  # sha256
+    pool: str | None  # sha256 of its rows without labels
+    writers: Mapping[str, WriterPin]  # models that write training rows
     labels: tuple[str, ...]
     folder: str
     plan: FoldPlan
@@ -41,6 +43,8 @@ class StudyRecord:
             spec=spec.model_copy(update={"budget": budget}),
             model=build(ModelPin, row["model"]),
             snapshot=row["snapshot"],
+            pool=row["pool"],
+            writers={name: build(WriterPin, pin) for name, pin in row["writers"].items()},
             labels=tuple(row["labels"]),
             folder=row["folder"],
             plan=plan,

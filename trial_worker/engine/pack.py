@@ -9,6 +9,7 @@ from time import monotonic
 import torch
 
 from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
+from trial_worker.augment.made import Made
 from trial_worker.engine import optimizer
 from trial_worker.engine.base import Base
 from trial_worker.engine.capacity import Capacity, Group, free_bytes, slots_within
@@ -44,6 +45,7 @@ class Pack:
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._pace: float | None = None
         self._new: list[TrainUnit] = []
+        self._made: dict[int, Sequence[Made]] = {}  # of units to come, by their numbers
         self._slots: dict[int, Slot] = {}  # by their place
         self._networks: dict[Kind, Network] = {}
         self._network: Network | None = None  # in the model now
@@ -53,8 +55,8 @@ class Pack:
         """Slots without a unit."""
         return self.slots - len(self._slots) - len(self._new)
 
-    def add(self, unit: TrainUnit) -> None:
-        """Give a free slot this unit; nothing is computed yet.
+    def add(self, unit: TrainUnit, made: Sequence[Made] = ()) -> None:
+        """Give a free slot this unit; nothing is computed yet. made: rows that it trains on beside its own.
 
         Raises:
             RuntimeError: no slot is free.
@@ -62,6 +64,7 @@ class Pack:
         if self.free <= 0:
             raise RuntimeError(f"no free slot: {self.slots} units are training")
         self._new.append(unit)
+        self._made[unit.unit] = made
 
     def advance(self) -> list[PackEvent]:
         """Do one micro-step, and one evaluation batch, of the units in the slots; what there is to tell of it.
@@ -129,13 +132,13 @@ class Pack:
                 self.slots, network = fit, Network(self.base, kind, fit)
             self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
-            slot = Slot(place, unit, self.base, self.rows, network)
+            slot = Slot(place, unit, self.base, self.rows, network, self._made.pop(unit.unit, ()))
             if slot.finished:
                 return [unit.ended(Outcome.DONE)]
             network.install()
             self._slots[place] = slot
         except Exception as error:
-            return [_failed(unit, error)]
+            return [failed(unit, error)]
         return []
 
     def _next_epoch(self, slot: Slot) -> list[PackEvent]:
@@ -169,7 +172,7 @@ class Pack:
                 slot.restart_batch()
             if len(slots) == 1:
                 self._vacate(slots[0])
-                return [_failed(slots[0].unit, error)]
+                return [failed(slots[0].unit, error)]
         return [event for slot in slots for event in self._attempt([slot], compute)]
 
     def _train(self, slots: Sequence[Slot]) -> list[PackEvent]:
@@ -284,7 +287,7 @@ class Pack:
             slot.clock.spend(seconds * own / whole)
 
 
-def _failed(unit: TrainUnit, error: Exception) -> UnitEnded:
+def failed(unit: TrainUnit, error: Exception) -> UnitEnded:
     """With the evidence; a device that was full before any row was computed had no room for the adapter."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     evidence = "".join(traceback.format_exception(error))
@@ -299,6 +302,6 @@ def open_study(study: OpenStudy, device: torch.device) -> Pack:
         OSError: a file cannot be read.
     """
     task = task_named(study.task, study.labels)
-    rows = read_snapshot(study.data)
+    rows, pool = read_snapshot(study.data), read_snapshot(study.pool) if study.pool else []
     base = Base.load(study.model, task.family, len(task.labels), device)
-    return Pack(base, Rows(task, rows, base.tokenizer))
+    return Pack(base, Rows(task, rows, base.tokenizer, pool))

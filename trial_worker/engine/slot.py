@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, Settings, TrainUnit
+from trial_worker.augment.made import Made
 from trial_worker.engine import optimizer, state
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
@@ -34,7 +35,9 @@ class Slot:
     they are of the validation part. finished: nothing is left to do.
     """
 
-    def __init__(self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network) -> None:
+    def __init__(
+        self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network, made: Sequence[Made] = ()
+    ) -> None:
         """Give the unit its weights, fresh or from its checkpoint.
 
         Raises:
@@ -42,12 +45,13 @@ class Slot:
         """
         self.place = place
         self.unit = unit
-        self.items, self.train = training_part(base, rows, unit)
+        self.items, self.train = training_part(base, rows, unit, made)
         self.clock = Clock()
         self.clock.limit(unit.seconds_left)
         self.at = Position()
         self.waiting: list[Bundle] = []
         self.evaluating = False
+        self._pool = rows.pool
         self._pin = base.pin
         self._task = rows.task
         self._network = network
@@ -147,9 +151,16 @@ class Slot:
         if self._batches:
             self.waiting = self._bundles()
         else:
-            rows = sorted(self.unit.validation, key=lambda row: (-self.items[row].length, row))
+            rows = sorted(self._scored, key=lambda row: (-self.items[row].length, row))
             self.waiting = [((row, 0),) for row in rows]
             self.evaluating, self._scores = True, {}
+
+    @property
+    def _scored(self) -> Sequence[int]:
+        """Rows to evaluate at this epoch: the validation part, of a pool only after the last."""
+        if not self._pool or self.at.epoch + 1 == self.settings.epochs:
+            return self.unit.validation
+        return [row for row in self.unit.validation if row not in self._pool] or self.unit.validation[:1]
 
     def _bundles(self) -> list[Bundle]:
         return bundles(self.batch, self.settings, self.unit.seed, self.at.step + 1)
@@ -204,8 +215,8 @@ class Slot:
             UnitStopped: DIVERGED.
         """
         unit, epoch = self.unit, self.at.epoch + 1
-        validation = [self.items[row] for row in unit.validation]
-        scores = _in_order([self._scores[row] for row in unit.validation], keep_logits=bool(self._task.labels))
+        validation = [self.items[row] for row in self._scored]
+        scores = _in_order([self._scores[row] for row in self._scored], keep_logits=bool(self._task.labels))
         if not math.isfinite(scores.nats.sum()):
             raise UnitStopped(Outcome.DIVERGED, f"validation loss {scores.nats.sum()} after epoch {epoch}")
         train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)

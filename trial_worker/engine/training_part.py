@@ -14,15 +14,17 @@ from trial_worker.tasks.rows import Rows
 AUGMENTERS: tuple[Callable[[Fold], Iterator[Made]], ...] = (copies,)
 
 
-def training_part(base: Base, rows: Rows, unit: TrainUnit) -> tuple[Sequence[Item], tuple[int, ...]]:
+def training_part(
+    base: Base, rows: Rows, unit: TrainUnit, given: Sequence[Made] = ()
+) -> tuple[Sequence[Item], tuple[int, ...]]:
     """(items at this unit's `max_length` by row number, numbers of those to train on).
 
-    Made rows follow the snapshot's, numbered on.
+    Made rows follow the snapshot's, numbered on. given: rows that were made before, see `courses`.
 
     Raises:
         ValueError: as `usable_items`; or a row that cannot be augmented. Leak: one descends from other rows.
     """
-    items, made = usable_items(base, rows, unit), made_rows(rows, unit)
+    items, made = usable_items(base, rows, unit), made_rows(rows, unit, given)
     if not made:
         return items, unit.train
     limit = min(unit.settings.max_length, base.limit)
@@ -30,11 +32,15 @@ def training_part(base: Base, rows: Rows, unit: TrainUnit) -> tuple[Sequence[Ite
     return [*items, *more], (*unit.train, *range(len(items), len(items) + len(more)))
 
 
-def made_rows(rows: Rows, unit: TrainUnit) -> list[Made]:
-    """What is made of a unit's training rows, a function of its seed, settings and rows."""
+def made_rows(rows: Rows, unit: TrainUnit, given: Sequence[Made] = ()) -> list[Made]:
+    """What is made of a unit's training rows, a function of its seed, settings and rows; the given ones first.
+
+    Rows of the pool are not held against them: what was labelled in one round is scored again in the next.
+    """
     fold = Fold(unit.seed, unit.settings, {number: rows[number] for number in unit.train})
-    made = [one for augment in AUGMENTERS for one in augment(fold)]
-    return list(admitted(made, unit.train, (rows[number] for number in unit.validation))) if made else []
+    made = [*given, *(one for augment in AUGMENTERS for one in augment(fold))]
+    held = (rows[number] for number in unit.validation if number not in rows.pool)
+    return list(admitted(made, unit.train, held)) if made else []
 
 
 def usable_items(base: Base, rows: Rows, unit: TrainUnit) -> Sequence[Item]:

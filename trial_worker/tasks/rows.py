@@ -12,17 +12,20 @@ from trial_worker.tasks.interface import Item, Row, Task
 
 
 class Rows:
-    """Tokenised rows of one snapshot, by row number.
+    """Tokenised rows of one snapshot, by row number, and behind them those of a pool.
 
     Raises:
         ValueError: a row is not of the task's form.
     """
 
-    def __init__(self, task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, pool: Sequence[Row] = ()
+    ) -> None:
         self.task = task
-        self._rows = rows
+        self.pool = range(len(rows), len(rows) + len(pool))  # numbers of the rows without labels
+        self._rows = [*rows, *({**row, "label": task.labels[0]} for row in pool)]
         self._tokenizer = tokenizer
-        self._whole = task.encode(rows, tokenizer)
+        self._whole = task.encode(self._rows, tokenizer)
         self._cut: dict[int, list[Item]] = {}
 
     def __len__(self) -> int:
@@ -30,6 +33,10 @@ class Rows:
 
     def __getitem__(self, number: int) -> Row:
         return self._rows[number]
+
+    def unlabelled(self, number: int) -> Row:
+        """A row of the pool as it was given; among the items each has some class, which means nothing."""
+        return {name: value for name, value in self._rows[number].items() if name != "label"}
 
     def items(self, max_length: int) -> list[Item]:
         """All rows, each of at most `max_length` tokens."""
@@ -49,8 +56,8 @@ class Rows:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row before any cut."""
-        return max((item.length for item in self._whole), default=0)
+        """Tokens of the longest row before any cut, the pool's aside."""
+        return max((item.length for item in self._whole[: self.pool.start]), default=0)
 
 
 def read_snapshot(path: str | Path) -> list[Row]:
