@@ -15,7 +15,7 @@ from tests import tiny_models
 from tests.scripted import Scripted
 from trial_worker.augment.made import Made
 from trial_worker.augment.prompts import Asked
-from trial_worker.engine import Base, Pack, Rows, Staged, open_study, pack, staged, training_part
+from trial_worker.engine import Base, Pack, Rows, Staged, open_study, pack, slot, staged, training_part
 from trial_worker.engine.writer import Writer
 from trial_worker.tasks import Classification
 
@@ -161,7 +161,46 @@ def test_a_course_that_is_broken_off_ends_with_the_same_bits(bert: Base, tmp_pat
         train(staged_, unit, advances)
         assert [end.outcome for end in staged_.drop(unit.unit, "break", keep=True)] == [Outcome.DROPPED]
         assert staged_.free == staged_.slots
-        assert train(staged_pack(bert, cache, pool=POOL), unit).numbers == whole.numbers, advances
+        again = train(staged_pack(bert, cache, pool=POOL), unit)
+        assert again.numbers == whole.numbers, advances
+        assert sorted(path.suffix for path in cache.iterdir()) == [".logits"] * 4
+
+
+def test_a_stage_goes_on_from_its_last_epoch_or_step(
+    bert: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[tuple[int, int]] = []
+    begin_epoch = slot.Slot.begin_epoch
+
+    def spy(self: slot.Slot, pace: float | None) -> None:
+        began.append((self.at.epoch, self.at.step))
+        begin_epoch(self, pace)
+
+    monkeypatch.setattr(slot.Slot, "begin_epoch", spy)
+    unit = tiny_models.unit(**{**SELF, "epochs": 3})  # stages have 12 rows: 2 steps an epoch, and 3 with the rest
+    for keep, advances, expected in ((True, 3, (1, 3)), (False, 3, (1, 2)), (False, 1, (0, 0))):
+        cache = tmp_path / f"{keep} {advances}"
+        broken = staged_pack(bert, cache, pool=POOL)
+        train(broken, unit, advances)
+        if keep:
+            broken.drop(unit.unit, "break", keep=True)
+        began.clear()
+        train(staged_pack(bert, cache, pool=POOL), unit, 1)
+        assert began == [expected]
+        if not keep:  # as after a kill: let go of the base that both packs share
+            broken.drop(unit.unit, "killed")
+
+
+def test_damaged_files_of_a_stage_are_passed_over(bert: Base, tmp_path: Path) -> None:
+    unit = tiny_models.unit(**{**SELF, "epochs": 2})
+    whole = train(staged_pack(bert, pool=POOL), unit)
+    broken = staged_pack(bert, tmp_path, pool=POOL)
+    train(broken, unit, 3)
+    broken.drop(unit.unit, "break", keep=True)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".resume", ".state"]
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:20])
+    assert train(staged_pack(bert, tmp_path, pool=POOL), unit).numbers == whole.numbers
 
 
 def test_a_unit_goes_on_from_its_checkpoint_where_its_course_is_kept_and_else_anew(bert: Base, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ up its course where it was, and trials that ask for the same texts have them wri
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +16,13 @@ from time import monotonic
 import numpy as np
 import torch
 
-from orchestrator import durable
-from orchestrator.contract import EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded, digest
+from orchestrator.contract import EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from trial_worker.augment.made import Made
-from trial_worker.engine import pack, state
+from trial_worker.engine import pack
 from trial_worker.engine.courses import Course, Train, Write, course, wanted
 from trial_worker.engine.errors import leaves_no_device
 from trial_worker.engine.pack import Pack, PackEvent, failed
+from trial_worker.engine.stage_files import StageFiles
 from trial_worker.engine.writer import Writer
 
 
@@ -53,7 +52,7 @@ class Staged:
     def __init__(self, pack: Pack, writers: Mapping[str, Writer], cache: Path | None) -> None:
         self.pack = pack
         self._writers = writers
-        self._cache = cache
+        self._files = StageFiles(cache, pack.rows, pack.base.pin)
         self._underway: dict[int, _Underway] = {}
 
     @property
@@ -100,7 +99,9 @@ class Staged:
         if each is None or self._trains(each):
             self._underway.pop(unit, None)
             return self.pack.drop(unit, reason, keep)
-        self.pack.drop(unit, reason)
+        for end in self.pack.drop(unit, reason, keep):
+            if isinstance(end, UnitEnded) and isinstance(each.wants, Train):
+                self._files.underway(each.wants, end.checkpoint)
         return [
             self._over(each, each.unit.ended(Outcome.DROPPED, reason, checkpoint=each.unit.resume if keep else None))
         ]
@@ -135,7 +136,8 @@ class Staged:
                 self.pack.add(replace(each.unit, seconds_left=each.left, resume=resume), each.made)
             else:
                 each.computed = True
-                self.pack.add(replace(each.wants.unit, seconds_left=each.left), each.wants.made)
+                stage = self._files.begun(each.wants)
+                self.pack.add(replace(stage.unit, seconds_left=each.left), stage.made)
 
     def _send(self, each: _Underway, answer: str | np.ndarray | None) -> None:
         try:
@@ -162,13 +164,15 @@ class Staged:
         if isinstance(event, EpochDone):
             each.seconds += event.seconds
             each.logits = _logits(event, len(self.pack.rows.task.labels))
+            assert isinstance(each.wants, Train)
+            self._files.underway(each.wants, event.checkpoint)
         elif isinstance(event, UnitEnded):
             if event.outcome != Outcome.DONE:
                 end = replace(event, reason=f"in self-training: {event.reason}", checkpoint=each.unit.resume)
                 return [self._over(each, end)]
             assert isinstance(each.wants, Train)
             each.inside = False
-            self._keep(each.wants, each.logits)
+            self._files.over(each.wants, each.logits)
             self._send(each, each.logits)
         return []
 
@@ -180,34 +184,11 @@ class Staged:
         seconds, each.seconds = each.seconds, 0.0
         return replace(event, seconds=event.seconds + seconds)
 
-    # --- what was kept ----------------------------------------------------------------------------------------------
-
     def _found(self, wants: Write | Train | None) -> str | np.ndarray | None:
         """The answer, if this machine has it."""
         if isinstance(wants, Write):
             return self._writers[wants.writer].written(wants.asked)
-        if wants is None or self._cache is None:
-            return None
-        shape = (len(wants.unit.validation), len(self.pack.rows.task.labels))
-        try:
-            kept = json.loads(self._place(wants).read_text(encoding="utf-8"))
-            logits = np.frombuffer(base64.b64decode(kept["logits"]), np.float16).reshape(shape)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return np.asarray(logits, np.float32)
-
-    def _keep(self, wants: Train, logits: np.ndarray) -> None:
-        if self._cache is not None:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            packed = base64.b64encode(logits.astype(np.float16).tobytes()).decode("ascii")
-            durable.write(self._place(wants), json.dumps({"logits": packed}).encode())
-
-    def _place(self, wants: Train) -> Path:
-        rows, unit = self.pack.rows, wants.unit
-        named = state.identity(unit, self.pack.base.pin)
-        said = [rows[number] for number in (*unit.train, *unit.validation)]
-        name = digest([named, said, [one.row for one in wants.made]])
-        return (self._cache or Path()) / f"{name}.json"
+        return None if wants is None else self._files.logits(wants)
 
 
 def open_study(study: OpenStudy, device: torch.device) -> Pack | Staged:
