@@ -38,6 +38,9 @@ def check(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
         if highest[name] and raw.get("task") not in ("classification", None):
             message = f"'{name}' makes rows of classes, and task {raw['task']} has none"
             yield doc.problem(place(doc, name, written), "no-effect", message)
+    if highest["pseudo_rounds"] and raw.get("share_epochs") is True:
+        message = "with 'share_epochs' fewer epochs would have had other labels for the pool"
+        yield doc.problem(place(doc, "pseudo_rounds", written), "share-epochs", message, "leave one of them out")
     where = place(doc, "pseudo_threshold", written)
     if where in doc.places and not highest["pseudo_rounds"]:
         yield doc.problem(where, "no-effect", "'pseudo_threshold' has no effect without pseudo_rounds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator import space
@@ -21,8 +21,6 @@ class StudyRecord:
     spec: StudySpec  # with the budget of the row, which `resume` may have raised
     model: ModelPin
     snapshot: str  # sha256
-    pool: str | None  # sha256 of its rows without labels
-    writers: Mapping[str, WriterPin]  # models that write training rows
     labels: tuple[str, ...]
     folder: str
     plan: FoldPlan
@@ -31,6 +29,8 @@ class StudyRecord:
     noted: str | None
     source: str
     artifacts: Mapping[str, Any]  # {"store": "database" | folder | URL, "keep": n}
+    pool: str | None = None  # sha256 of its rows without labels
+    writers: Mapping[str, WriterPin] = field(default_factory=dict)  # models that write training rows
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> StudyRecord:

@@ -13,8 +13,8 @@ from tests.acceptance.commands import ROOT, foldtune
 from tests.database.studies import rows
 
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
-NEED_PACKAGE = {"glosses", "grid"}
-SECONDS = {"glosses": 480, "grid": 300, "causal": 480}  # on 2 CPU cores
+NEED_PACKAGE = {"glosses", "grid", "augmentation", "self-training"}
+SECONDS = {"glosses": 480, "grid": 300, "causal": 480, "augmentation": 600, "self-training": 3600}  # on 2 CPU cores
 
 
 def study_files() -> list[object]:

@@ -150,6 +150,13 @@ STUDY_YAML = {
     "a pool without work": Bad(
         study(data="{path: rows.jsonl, pool: rows.jsonl}"), r":4:26: 'data\.pool' has no effect without pseudo_rounds"
     ),
+    "self-training in shared epochs": Bad(
+        study(
+            data="{path: rows.jsonl, pool: rows.jsonl}", share_epochs="true",
+            training="{pseudo_rounds: 1, lr_schedule: constant, warmup_ratio: 0}", search="{sampler: tpe, space: {epochs: [1, 2]}}",
+        ),
+        r":8:12: with 'share_epochs' fewer epochs would have had other labels for the pool",
+    ),
     "a threshold without rounds": Bad(study(training="{pseudo_threshold: 0.5}"), r":7:12: 'pseudo_threshold' has no effect"),
     "classes where there are none": Bad(
         study(task=CAUSAL, augmentation="{generator: {path: ./model}}", training="{synthetic: 3}"), r":8:12: 'synthetic' makes rows of cl"
