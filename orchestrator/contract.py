@@ -190,6 +190,47 @@ class Settings:
         high=100,
         added=True,
     )
+    augment_copies: int = hyperparameter(
+        1,
+        "disturbed copies of each training row, where char_noise, word_noise or synonyms ask for any",
+        low=1,
+        high=8,
+        added=True,
+    )
+    char_noise: float = hyperparameter(
+        0.0, "share of a copy's letters that are mistyped: lost, doubled, swapped, another", low=0, high=0.5, added=True
+    )
+    word_noise: float = hyperparameter(
+        0.0, "share of a copy's words that are lost or exchanged with another", low=0, high=0.5, added=True
+    )
+    synonyms: float = hyperparameter(
+        0.0,
+        "share of a copy's words that become a synonym, of those that have one in WordNet (English)",
+        low=0,
+        high=1,
+        added=True,
+    )
+
+    paraphrases: int = hyperparameter(
+        0,
+        "times the study's paraphraser rewrites each training row; what is no paraphrase is left out",
+        low=0,
+        high=8,
+        added=True,
+    )
+    synthetic: int = hyperparameter(
+        0,
+        "classes: rows that the study's generator writes of each class, after training rows; bad ones are left out",
+        low=0,
+        high=1000,
+        added=True,
+    )
+    pseudo_rounds: int = hyperparameter(
+        0, "classes: times that models of the training rows label the study's pool; 0: never", low=0, high=5, added=True
+    )
+    pseudo_threshold: float = hyperparameter(
+        0.9, "how sure these must be of a pool's row before it is trained on, calibrated", low=0, high=1, added=True
+    )
 
     class_weights: str = hyperparameter(
         "none",
@@ -227,6 +268,17 @@ class ModelPin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WriterPin:
+    """A model that writes training rows, and how it is asked."""
+
+    model: ModelPin
+    prompt: str  # with $text, or $label and $examples
+    temperature: float = 0.8
+    top_p: float = 0.95
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A file from which a unit goes on: safetensors, written whole, with what it is in its header.
 
@@ -255,6 +307,10 @@ class OpenStudy:
     labels: tuple[str, ...]  # class names in logit order; empty of a task without classes
     shots: int = 4  # rows, or rows of each class, that the baseline few-shot shows
     template: str = "{text}\n{label}"  # of a row in a prompt for classification
+    pool: str | None = None  # path of the unlabelled rows' JSONL
+    paraphraser: WriterPin | None = None
+    generator: WriterPin | None = None
+    cache: str | None = None  # folder for what augmentation wrote, shared by this machine's trainers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,6 +480,8 @@ MESSAGES: Mapping[str, type[Any]] = {
 
 _NESTED: Mapping[str, type[Any]] = {
     "model": ModelPin,
+    "paraphraser": WriterPin,
+    "generator": WriterPin,
     "settings": Settings,
     "predictions": Predictions,
     "resume": Checkpoint,

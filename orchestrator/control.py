@@ -108,7 +108,10 @@ def delete(engine: Engine, name: str) -> None:
         cleaning.forget(connection, record)
         connection.execute(text("DELETE FROM study WHERE id = :id"), {"id": record.id})
         connection.execute(
-            text("DELETE FROM snapshot WHERE sha256 = :sha256 AND sha256 NOT IN (SELECT snapshot FROM study)"),
-            {"sha256": record.snapshot},
+            text(
+                "DELETE FROM snapshot WHERE sha256 = ANY(:rows) AND NOT EXISTS "
+                "(SELECT FROM study WHERE sha256 IN (study.snapshot, study.pool))"
+            ),
+            {"rows": [rows for rows in (record.snapshot, record.pool) if rows]},
         )
     cleaning.leftovers(engine)

@@ -51,20 +51,21 @@ def check(
     return problems
 
 
-def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A map of the file; empty where there is none."""
     value = raw.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def _grid(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]) -> Iterator[Problem]:
-    if _section(raw, "search").get("sampler") != "grid" or not entries:
+    if section(raw, "search").get("sampler") != "grid" or not entries:
         return
     wrong = space.grid_problems(entries)
     for name, text in wrong.items():
         yield doc.problem(("search", "space", written[name]), "grid", text)
     if wrong or set(entries) != set(written):  # its size cannot be told
         return
-    size, trials = space.grid_size(entries), _section(raw, "budget").get("trials")
+    size, trials = space.grid_size(entries), section(raw, "budget").get("trials")
     if size > MOST_POINTS:
         message = f"a grid may have at most {MOST_POINTS} points — got {size}"
         yield doc.problem(("search", "space"), "grid", message)
@@ -74,7 +75,7 @@ def _grid(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
 
 
 def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
-    data, model = _section(raw, "data"), _section(raw, "model")
+    data, model = section(raw, "data"), section(raw, "model")
     path, split = data.get("path"), data.get("split")
     if isinstance(path, str) and split is not None and not readers.is_hub(path, data.get("format"), folder):
         yield doc.problem(("data", "split"), "no-effect", "'data.split' has a meaning only for a dataset of the hub")
@@ -84,8 +85,8 @@ def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Pr
 
 
 def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
-    racing = _section(raw, "racing")
-    sampler = _section(raw, "search").get("sampler")
+    racing = section(raw, "racing")
+    sampler = section(raw, "search").get("sampler")
     rule, first = racing.get("rule", default_rule(sampler)), racing.get("first_folds", 1)
     only_paired = {"confidence"} if rule == "forgiving" else set()
     for key in racing.keys() & ({"first_folds", "confidence", "hopeless"} if rule == "none" else only_paired):
@@ -96,7 +97,7 @@ def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
         message = "sampler gp learns from complete trials alone, and racing would hide from it what is bad — got racing"
         help = "use sampler tpe, or racing: {rule: none}"
         yield doc.problem(("racing", "rule"), "racing", f"{message} {rule}", help)
-    plan = _section(raw, "cross_validation")
+    plan = section(raw, "cross_validation")
     numbers = (plan.get("folds", 5), plan.get("repeats", 1), first)
     if racing and all(isinstance(each, int) and each > 0 for each in numbers) and first >= numbers[0] * numbers[1]:
         where: Path_ = ("racing", "first_folds" if "first_folds" in racing else "rule")
@@ -106,7 +107,7 @@ def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _warmup(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
-    given = {**dict.fromkeys(_section(doc.values, "training"), "training"), **dict.fromkeys(written, "search.space")}
+    given = {**dict.fromkeys(section(doc.values, "training"), "training"), **dict.fromkeys(written, "search.space")}
     if {"warmup_ratio", "warmup_steps"} <= given.keys():
         path = (*given["warmup_ratio"].split("."), "warmup_ratio")
         yield doc.problem(
@@ -122,7 +123,7 @@ def _shared_epochs(
     if "epochs" not in entries:
         message = "'share_epochs' needs epochs in search.space: it is what the runs share"
         yield doc.problem(("share_epochs",), "no-effect", message, "search epochs, or leave share_epochs out")
-    schedules, steps, ratios = (_extremes(raw, entries, f) for f in ("lr_schedule", "warmup_steps", "warmup_ratio"))
+    schedules, steps, ratios = (extremes(raw, entries, f) for f in ("lr_schedule", "warmup_steps", "warmup_ratio"))
     wrong = [f"lr_schedule {each}" for each in schedules if not shareable(Settings(lr_schedule=each, warmup_ratio=0.0))]
     shared = Settings(lr_schedule="constant", warmup_steps=min(steps))
     wrong += [f"warmup_ratio {each:g}" for each in ratios if not shareable(replace(shared, warmup_ratio=each))][:1]
@@ -152,17 +153,17 @@ def _method(
     doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
 ) -> Iterator[Problem]:
     """What adapters are asked for and nothing has any."""
-    methods = _extremes(raw, entries, "method") if set(entries) == set(written) else ("lora",)
+    methods = extremes(raw, entries, "method") if set(entries) == set(written) else ("lora",)
     if "lora" in methods:
         return
     if methods == ("head",) and raw.get("task") in forms.HEADLESS:
         message = f"method head trains a classifier's head, and a language model has none — got task {raw['task']}"
-        yield doc.problem(_place(doc, "method", written), "method", message, "use method lora")
+        yield doc.problem(place(doc, "method", written), "method", message, "use method lora")
     for name in sorted(ADAPTERS):
         without = "full" not in methods or name != "top_layers"
-        if without and (place := _place(doc, name, written)) in doc.places:
+        if without and (where := place(doc, name, written)) in doc.places:
             message = f"'{name}' has no effect with method {' or '.join(methods)}, which has no adapters"
-            yield doc.problem(place, "no-effect", message)
+            yield doc.problem(where, "no-effect", message)
 
 
 def _compared(
@@ -173,41 +174,41 @@ def _compared(
         return
     task = raw.get("task")
     known = ("lora_dropout", "dropout", "label_smoothing")
-    highest = {name: max(_extremes(raw, entries, name)) for name in (*COMPARED, *known)}
+    highest = {name: max(extremes(raw, entries, name)) for name in (*COMPARED, *known)}
     if task == "regression" and highest["label_smoothing"]:
         message = "'label_smoothing' has no meaning for task regression: a number has no classes to spread over"
-        yield doc.problem(_place(doc, "label_smoothing", written), "no-effect", message)
+        yield doc.problem(place(doc, "label_smoothing", written), "no-effect", message)
     for name in COMPARED:
         if highest[name] and task in forms.TASKS and task != "classification":
             message = f"'{name}' compares logits of classes, of which each row has one — got task {task}"
-            yield doc.problem(_place(doc, name, written), "no-effect", message)
-    if task in forms.TASKS and task != "classification" and _extremes(raw, entries, "class_weights") != ("none",):
+            yield doc.problem(place(doc, name, written), "no-effect", message)
+    if task in forms.TASKS and task != "classification" and extremes(raw, entries, "class_weights") != ("none",):
         message = f"'class_weights' weighs rows by their class — got task {task}"
-        yield doc.problem(_place(doc, "class_weights", written), "no-effect", message)
+        yield doc.problem(place(doc, "class_weights", written), "no-effect", message)
     if highest["r_drop_alpha"] and not highest["lora_dropout"] and not highest["dropout"]:
         message = "'r_drop_alpha' compares what two dropout masks make of a row, and there is no dropout"
         help = "set or search lora_dropout or dropout"
-        yield doc.problem(_place(doc, "r_drop_alpha", written), "no-effect", message, help)
+        yield doc.problem(place(doc, "r_drop_alpha", written), "no-effect", message, help)
 
 
-def _place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:
+def place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:
     """Where the file gives a hyperparameter, by whichever name."""
     if name in written:
         return ("search", "space", written[name])
-    given = {hyperparameters.canonical_name(key): key for key in _section(doc.values, "training")}
+    given = {hyperparameters.canonical_name(key): key for key in section(doc.values, "training")}
     return ("training", given.get(name, name))
 
 
-def _extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[Any, ...]:
+def extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[Any, ...]:
     """Of a hyperparameter: its choices, the ends of its range, or the one value that it has."""
     entry = entries.get(name)
     if entry is None:
-        return (_section(raw, "training")[name],)
+        return (section(raw, "training")[name],)
     return entry.choices if isinstance(entry, space.Choices) else (entry.low, entry.high)
 
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:
-    data = _section(raw, "data")
+    data = section(raw, "data")
     known = sorted({column for columns in forms.KEYS.values() for column in columns})
     for column in known:
         if column not in forms.KEYS[task] and data.get(column) is not None:
@@ -225,7 +226,7 @@ def _unpooled(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str])
     where: Path_ = ("search", "space", "pooling") if "pooling" in written else ("training", "pooling")
     if where in doc.places:
         yield doc.problem(where, "no-effect", f"'pooling' has no meaning for task {raw['task']}")
-    if _section(raw, "cross_validation").get("stratify") is True:
+    if section(raw, "cross_validation").get("stratify") is True:
         path = ("cross_validation", "stratify")
         message = f"'stratify: true' needs classes: task {' or '.join(forms.POOLED)}"
         yield doc.problem(path, "no-effect", message)

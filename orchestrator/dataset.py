@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from orchestrator.contract import canonical
 from orchestrator.errors import BAD_DATA, BadInput, Problem
 from orchestrator.readers import Row
 from orchestrator.spec import DataSource
+from orchestrator.texts import fingerprint
 
 SHOWN = 5  # problems of one kind that are listed one by one
 KINDS = {"must": "type", "is": "empty", "holds": "text", "has": "messages"}  # a finding's first word -> its kind
@@ -71,6 +71,21 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
         groups=groups,
         cautions=cautions,
     )
+
+
+def texts(source: DataSource, folder: Path) -> tuple[bytes, int]:
+    """Rows of which only the text counts: (canonical JSONL, how many).
+
+    Raises:
+        BadInput: with the first problems of each kind (exit code 65).
+    """
+    raw = readers.read(source, folder)
+    if not raw:
+        raise BadInput([Problem(code="data", message="no rows", file=source.path)], code=BAD_DATA)
+    rows, problems = _canonical_rows(raw, {"text": source.text or "text"}, source.path)
+    if problems:
+        raise BadInput(_shorten(problems), code=BAD_DATA)
+    return "".join(canonical(row) + "\n" for row in rows).encode(), len(rows)
 
 
 def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:
@@ -206,7 +221,7 @@ def _groups(
     rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Rows that must stay in one fold: the user's groups, and equal texts, joined where they touch."""
-    texts = [_fingerprint(row) for row in rows]
+    texts = [fingerprint(row) for row in rows]
     repeated = [count for count in Counter(texts).values() if count > 1]
     cautions = []
     if repeated:
@@ -218,22 +233,8 @@ def _groups(
     if not repeated and not any("group" in row for row in rows):
         return None, tuple(cautions)
     groups = (f"group {row['group']}" if "group" in row else None for row in rows)
-    keys = [(group, f"text {fingerprint}") for group, fingerprint in zip(groups, texts, strict=True)]
+    keys = [(group, f"text {said}") for group, said in zip(groups, texts, strict=True)]
     return _components(keys), tuple(cautions)
-
-
-def _fingerprint(row: Mapping[str, Any]) -> str:
-    content = {key: _folded(value) for key, value in row.items() if key not in forms.TOLD}
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
-
-
-def _folded(value: Any) -> Any:
-    """Text without differences of case, width and white space, at every depth."""
-    if isinstance(value, str):
-        return " ".join(unicodedata.normalize("NFKC", value).casefold().split())
-    if isinstance(value, list):
-        return [_folded(item) for item in value]
-    return {key: _folded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _components(keys: Sequence[Iterable[str | None]]) -> tuple[str, ...]:

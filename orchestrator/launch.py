@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, text
 
 import foldtune
 from orchestrator import baselines, dataset, epochs, objective, places, projection, queries, space, spec, stores, study
+from orchestrator.augmentation import Pool
 from orchestrator.database.engine import transaction
 from orchestrator.errors import CANNOT_WRITE, USAGE, BadInput, FoldtuneError, Problem, printable
 from orchestrator.prepare import Prepared
@@ -76,26 +77,15 @@ def _find(connection: Connection, name: str) -> Any:
 def _insert(connection: Connection, prepared: Prepared) -> Any:
     """True if this call inserted the study; the row if somebody else was faster."""
     wanted = prepared.loaded.spec
-    snapshot = prepared.snapshot
-    embedded = len(snapshot.content) <= dataset.EMBEDDED_BYTES
-    connection.execute(
-        text(
-            "INSERT INTO snapshot (sha256, rows, bytes, content) VALUES (:sha256, :rows, :bytes, :content) "
-            "ON CONFLICT (sha256) DO NOTHING"
-        ),
-        {
-            "sha256": snapshot.sha256,
-            "rows": snapshot.rows,
-            "bytes": len(snapshot.content),
-            "content": zlib.compress(snapshot.content) if embedded else None,
-        },
-    )
+    snapshot, pool = prepared.snapshot, prepared.pool
+    for rows in (snapshot, pool) if pool else (snapshot,):
+        _insert_rows(connection, rows)
     study_id = connection.execute(
         text(
             "INSERT INTO study (name, digest, spec, source, model, snapshot, labels, folder, plan, plan_digest, "
-            "floor, trials_total, hours_total, version, artifacts) "
+            "floor, trials_total, hours_total, version, artifacts, writers, pool) "
             "VALUES (:name, :digest, :spec, :source, :model, :snapshot, :labels, :folder, :plan, "
-            ":plan_digest, :floor, :trials_total, :hours_total, :version, :artifacts) "
+            ":plan_digest, :floor, :trials_total, :hours_total, :version, :artifacts, :writers, :pool) "
             "ON CONFLICT (name) DO NOTHING RETURNING id"
         ),
         {
@@ -114,12 +104,30 @@ def _insert(connection: Connection, prepared: Prepared) -> Any:
             "hours_total": wanted.budget.hours,
             "version": foldtune.__version__,
             "artifacts": json.dumps({**_artifacts(prepared), "folder": places.new_folder(wanted.study)}),
+            "writers": json.dumps({name: asdict(each) for name, each in prepared.writers.items()}),
+            "pool": pool.sha256 if pool else None,
         },
     ).scalar_one_or_none()
     if study_id is None:
         return _find(connection, wanted.study)
     _plan_trials(connection, queries.lock_study(connection, study_id))
     return True
+
+
+def _insert_rows(connection: Connection, rows: dataset.Snapshot | Pool) -> None:
+    embedded = len(rows.content) <= dataset.EMBEDDED_BYTES
+    connection.execute(
+        text(
+            "INSERT INTO snapshot (sha256, rows, bytes, content) VALUES (:sha256, :rows, :bytes, :content) "
+            "ON CONFLICT (sha256) DO NOTHING"
+        ),
+        {
+            "sha256": rows.sha256,
+            "rows": rows.rows,
+            "bytes": len(rows.content),
+            "content": zlib.compress(rows.content) if embedded else None,
+        },
+    )
 
 
 def _artifacts(prepared: Prepared) -> dict[str, Any]:
@@ -225,6 +233,10 @@ def _same_or_refuse(row: Mapping[str, Any], prepared: Prepared) -> tuple[str, ..
         differing.append(f"data: was {row['snapshot'][:12]}, is {prepared.snapshot.sha256[:12]} (sha256 of the rows)")
     if row["model"]["pin"] != prepared.model.pin:
         differing.append(f"model: was {row['model']['pin'][:12]}, is {prepared.model.pin[:12]} (its weights)")
+    if row["writers"] != {name: asdict(each) for name, each in prepared.writers.items()}:
+        differing.append("augmentation: its models are others (their weights or prompts)")
+    if row["pool"] != (prepared.pool.sha256 if prepared.pool else None):
+        differing.append("data.pool: its rows are others")
     if not differing and row["plan_digest"] != prepared.plan.digest():
         differing.append("folds: this machine's scikit-learn draws another split")
     if differing:

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.contract import ModelPin
+from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.errors import BAD_DATA, USAGE, BadInput, FoldtuneError, Problem
-from orchestrator.spec import ModelSource
+from orchestrator.spec import ModelSource, WriterSource
 
 HUB_FILES = ["config.json", "modules.json", "1_Pooling/config.json", "tokenizer_config.json"]  # no weights
 IGNORED = frozenset({".git", "__pycache__", ".cache"})
@@ -128,6 +128,12 @@ def files(source: ModelSource, folder: Path, pin: ModelPin | None = None) -> Pat
     except errors.LocalEntryNotFoundError:
         return None
     return Path(found)
+
+
+def pin_writer(source: WriterSource, prompt: str, folder: Path) -> WriterPin:
+    """As `pin`, of a model that writes rows. prompt: what it is asked where the source says nothing."""
+    sampling = source.model_dump(include={"temperature", "top_p", "max_new_tokens"})
+    return WriterPin(model=pin(source.model, folder), prompt=source.prompt or prompt, **sampling)
 
 
 def verify(pin: ModelPin) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import dataset, folds, forms, models, reach, readers, sizes, stores
-from orchestrator.contract import ModelPin
+from orchestrator import augmentation, dataset, folds, forms, models, reach, readers, sizes, stores
+from orchestrator.augmentation import Pool
+from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
 from orchestrator.folds import FoldPlan
@@ -20,6 +21,8 @@ class Prepared:
     snapshot: Snapshot
     plan: FoldPlan
     model: ModelPin
+    writers: dict[str, WriterPin]  # models that write training rows, by name
+    pool: Pool | None
 
 
 def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
@@ -50,6 +53,8 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
         if problems:
             raise BadInput([*problems, *error.problems]) from None
         raise
+    problems += augmentation.problems(loaded, snapshot)
+    augmentation.pool(wanted.data, loaded.folder)
     errors, cautions = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
     if wanted.objective == "entity_f1" and not forms.are_bio(snapshot.classes):
         message = f"'entity_f1' needs tags O, B-TYPE and I-TYPE — got {', '.join(snapshot.classes[:5])}"
@@ -84,12 +89,21 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
     model = models.pin(loaded.spec.model, loaded.folder)
     if model.origin == "hub":
         cautions = [*cautions, *reach.cautions(loaded.spec, loaded.folder, model)]
-    return Prepared(loaded=loaded, snapshot=snapshot, plan=plan, model=model), [*cautions, *_size_cautions(loaded)]
+    prepared = Prepared(
+        loaded=loaded,
+        snapshot=snapshot,
+        plan=plan,
+        model=model,
+        writers=augmentation.pins(loaded),
+        pool=augmentation.pool(loaded.spec.data, loaded.folder),
+    )
+    return prepared, [*cautions, *_size_cautions(loaded)]
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:
     found = models.check(loaded.spec.model, loaded.folder, loaded.document.file)
-    return [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+    own = [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+    return [*own, *augmentation.model_problems(loaded)]
 
 
 def _model_cautions(loaded: LoadedStudy) -> list[str]:

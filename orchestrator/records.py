@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator import space
-from orchestrator.contract import ModelPin, Settings, build
+from orchestrator.contract import ModelPin, Settings, WriterPin, build
 from orchestrator.folds import FoldPlan
 from orchestrator.spec import Budget, StudySpec
 
@@ -29,6 +29,8 @@ class StudyRecord:
     noted: str | None
     source: str
     artifacts: Mapping[str, Any]  # {"store": "database" | folder | URL, "keep": n}
+    pool: str | None = None  # sha256 of its rows without labels
+    writers: Mapping[str, WriterPin] = field(default_factory=dict)  # models that write training rows
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> StudyRecord:
@@ -41,6 +43,8 @@ class StudyRecord:
             spec=spec.model_copy(update={"budget": budget}),
             model=build(ModelPin, row["model"]),
             snapshot=row["snapshot"],
+            pool=row["pool"],
+            writers={name: build(WriterPin, pin) for name, pin in row["writers"].items()},
             labels=tuple(row["labels"]),
             folder=row["folder"],
             plan=plan,

@@ -9,34 +9,45 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from orchestrator import dataset, durable, queries
+from orchestrator import augmentation, dataset, durable, queries
 from orchestrator.database.engine import transaction
 from orchestrator.errors import BAD_DATA, CANNOT_WRITE, USAGE, FoldtuneError
 from orchestrator.records import StudyRecord
 
 
 def fetch(engine: Engine, record: StudyRecord, folder: Path) -> Path:
-    """The snapshot's JSONL in `folder`, verified by its sha256; downloaded once.
+    """The snapshot's JSONL in `folder`, verified by its sha256; downloaded once. That of a pool is put beside it.
 
     Raises:
         FoldtuneError: the rows cannot be had, or are not those the study began with (exit code 65), or not
             be written here (73).
     """
-    path = folder / f"{record.snapshot}.jsonl"
-    if path.exists() and durable.sha256(path.read_bytes()) == record.snapshot:
+    if record.pool is not None:
+        _fetch(engine, record, record.pool, folder)
+    return _fetch(engine, record, record.snapshot, folder)
+
+
+def place(folder: Path, sha256: str) -> Path:
+    """Where rows with this sha256 are."""
+    return folder / f"{sha256}.jsonl"
+
+
+def _fetch(engine: Engine, record: StudyRecord, sha256: str, folder: Path) -> Path:
+    path = place(folder, sha256)
+    if path.exists() and durable.sha256(path.read_bytes()) == sha256:
         return path
     with transaction(engine) as connection:
         row = connection.execute(
-            text("SELECT content FROM snapshot WHERE sha256 = :sha256"), {"sha256": record.snapshot}
+            text("SELECT content FROM snapshot WHERE sha256 = :sha256"), {"sha256": sha256}
         ).one_or_none()
     if row is None:
         raise queries.NoStudy("the study was deleted meanwhile", code=USAGE)
     packed = row.content
-    content = _reread(record) if packed is None else zlib.decompress(packed)
-    if durable.sha256(content) != record.snapshot:
+    content = _reread(record, sha256) if packed is None else zlib.decompress(packed)
+    if durable.sha256(content) != sha256:
+        file = record.spec.data.path if sha256 == record.snapshot else record.spec.data.pool
         raise FoldtuneError(
-            f"{record.spec.data.path} changed since the study began "
-            f"(was {record.snapshot[:12]}, is {durable.sha256(content)[:12]})",
+            f"{file} changed since the study began (was {sha256[:12]}, is {durable.sha256(content)[:12]})",
             help="start a new study for the new rows",
             code=BAD_DATA,
         )
@@ -51,8 +62,11 @@ def fetch(engine: Engine, record: StudyRecord, folder: Path) -> Path:
     return path
 
 
-def _reread(record: StudyRecord) -> bytes:
+def _reread(record: StudyRecord, sha256: str) -> bytes:
     spec = record.spec
+    if sha256 != record.snapshot:
+        pool = augmentation.pool(spec.data, Path(record.folder))
+        return pool.content if pool else b""
     return dataset.snapshot(spec.data, spec.task, Path(record.folder), spec.seed).content
 
 

@@ -73,6 +73,44 @@ class DataSource(_Section):
         None, min_length=1, description="rows with the same value never stand on both sides of a fold"
     )
     limit: int | None = Field(None, ge=4, description="use at most this many rows, drawn by the study's seed")
+    pool: str | None = Field(
+        None, min_length=1, description="file of rows without labels, in the same text column, for pseudo_rounds"
+    )
+
+
+class WriterSource(_Section):
+    """A model that writes training rows, sampled once for each text."""
+
+    path: str = Field(min_length=1, description="hub id, local folder, or package:NAME/FOLDER")
+    revision: str | None = Field(
+        None, min_length=1, description="branch, tag or commit of a hub model; launch pins the commit"
+    )
+    prompt: str | None = Field(None, min_length=1, description="what it is asked; default: an English request")
+    temperature: float = Field(0.8, gt=0, le=5, description="of its sampling")
+    top_p: float = Field(0.95, gt=0, le=1, description="sample from the likeliest tokens of this total share")
+    max_new_tokens: int = Field(64, ge=1, le=4096, description="at most, for each text")
+
+    @property
+    def model(self) -> ModelSource:
+        """The model alone."""
+        return ModelSource(path=self.path, revision=self.revision)
+
+
+class Augmentation(_Section):
+    """Models that write training rows, inside each training fold; `paraphrases` and `synthetic` say how many."""
+
+    paraphraser: WriterSource | None = Field(
+        None, description="a causal or an encoder-decoder model; its prompt has $text in it"
+    )
+    generator: WriterSource | None = Field(
+        None, description="a causal model; its prompt has $label and $examples in it"
+    )
+
+    @property
+    def writers(self) -> dict[str, WriterSource]:
+        """Those that are given, by name."""
+        given = {"paraphraser": self.paraphraser, "generator": self.generator}
+        return {name: writer for name, writer in given.items() if writer is not None}
 
 
 class CrossValidation(_Section):
@@ -182,6 +220,7 @@ class StudySpec(_Section):
         "token_classification (a tag for each word), question_answering (where the answer stands) or causal_lm"
     )
     data: DataSource
+    augmentation: Augmentation = Augmentation()
     cross_validation: CrossValidation = CrossValidation()
     objective: Literal[
         "validation_loss",

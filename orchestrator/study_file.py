@@ -13,14 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import cross_checks, document, forms, hyperparameters, space
+from orchestrator import augmentation_checks, cross_checks, document, forms, hyperparameters, space
 from orchestrator.document import Document, Path_
 from orchestrator.errors import BadInput, Problem
 from orchestrator.spec import Baselines, Budget, StudySpec
 
 LATER = {
     "nested": "statistics",
-    "augmentation": "augmentation",
 }
 RULES: Mapping[str, str] = {  # pydantic's kinds of error, in foldtune's words
     "bool_type": "must be true or false",
@@ -72,6 +71,7 @@ def resolve(doc: Document, folder: Path) -> LoadedStudy:
     for name in sorted(set(names) & set(entry_names)):
         problems.append(doc.problem(("training", names[name]), "both", f"'{name}' is both fixed and searched"))
     problems += cross_checks.check(doc, raw, entries, entry_names, folder)
+    problems += augmentation_checks.check(doc, raw, entries, entry_names)
     spec: StudySpec | None = None
     try:
         spec = StudySpec.model_validate(raw)

@@ -182,7 +182,8 @@ class Clerk(threading.Thread):
     def _rows(self, record: StudyRecord) -> Path:
         """The study's rows on this machine, its model verified; once for each study."""
         if record.id not in self._data:
-            models.verify(record.model)
+            for pin in (record.model, *(writer.model for writer in record.writers.values())):
+                models.verify(pin)
             desk = self.desk
             self._data[record.id] = desk.line.persist(lambda: snapshots.fetch(desk.engine, record, desk.cache))
         return self._data[record.id]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import durable
+from orchestrator import durable, snapshots
 from orchestrator.contract import Checkpoint, OpenStudy, Outcome, TrainUnit, UnitEnded, derive_seed
 from orchestrator.records import Lease
 from trial_worker.desk import Taken
@@ -64,6 +64,10 @@ def open_message(taken: Taken) -> OpenStudy:
         labels=record.labels,
         shots=record.spec.baselines.shots,
         template=record.spec.baselines.template,
+        pool=None if record.pool is None else str(snapshots.place(taken.data.parent, record.pool)),
+        paraphraser=record.writers.get("paraphraser"),
+        generator=record.writers.get("generator"),
+        cache=str(taken.data.parent.parent / "augmentation"),
     )
 
 

@@ -14,7 +14,7 @@ from tests.acceptance.commands import ROOT, foldtune
 from tests.database.studies import rows
 
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
-NEED_PACKAGE = {"glosses", "grid", "verse_pairs", "marks", "chapters"}
+NEED_PACKAGE = {"glosses", "grid", "verse_pairs", "marks", "chapters", "augmentation", "self-training"}
 TRAINED_BY_THE_README = {"glosses", "grid"}  # with their model, in test_readme.py; here without torch
 SECONDS = {  # on 2 CPU cores
     "glosses": 480,
@@ -23,6 +23,8 @@ SECONDS = {  # on 2 CPU cores
     "verse_pairs": 600,
     "marks": 600,
     "chapters": 600,
+    "augmentation": 600,
+    "self-training": 3600,
 }
 
 

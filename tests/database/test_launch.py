@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import optuna
 import pytest
 from sqlalchemy import Engine
 
+from orchestrator import control, models, projection, reading, snapshots, study
 from orchestrator import launch as launching
-from orchestrator import projection, study
 from orchestrator.errors import FoldtuneError
 from tests.database import studies
 
@@ -127,3 +129,62 @@ def test_grid_points_that_are_one_configuration_are_trained_once(engine: Engine,
     assert studies.rows(engine, "SELECT DISTINCT settings->>'pooling', settings->>'lora_alpha' FROM trial") == [
         ("first", "32.0")
     ]
+
+
+MADE = """
+augmentation: {paraphraser: {path: ./writer}, generator: {path: ./writer, prompt: "$label: $examples"}}
+training: {paraphrases: 1, synthetic: 2, pseudo_rounds: 1, max_length: 16}
+"""
+
+
+def with_augmentation(folder: Path, prompt: str = "$label: $examples", pool: str = "nobody knows") -> Path:
+    """A study with a pool and models that write."""
+    path = studies.write(folder, more=MADE.replace("$label: $examples", prompt))
+    path.write_text(path.read_text().replace("data: {path: rows.jsonl}", "data: {path: rows.jsonl, pool: pool.jsonl}"))
+    (folder / "pool.jsonl").write_text(json.dumps({"text": pool, "page": 3}) + "\n")
+    shutil.copytree(folder / "model", folder / "writer", dirs_exist_ok=True)
+    return path
+
+
+def test_a_pool_and_writers_are_pinned_fetched_and_deleted_with_their_study(engine: Engine, tmp_path: Path) -> None:
+    path = with_augmentation(tmp_path)
+    assert launching.launch(engine, studies.prepared(path)).created
+    record = reading.view(engine, "s").record
+    assert record.writers["generator"].prompt == "$label: $examples"
+    assert record.writers["paraphraser"].prompt.endswith("$text")
+    assert record.writers["paraphraser"].model.pin == models.content_hash(tmp_path / "writer")
+    cache = tmp_path / "cache"
+    fetched = snapshots.fetch(engine, record, cache)
+    assert record.pool is not None
+    assert snapshots.place(cache, record.pool).read_text() == '{"text":"nobody knows"}\n'
+    assert fetched == snapshots.place(cache, record.snapshot)
+    assert studies.rows(engine, "SELECT count(*) FROM snapshot") == [(2,)]
+    assert not launching.launch(engine, studies.prepared(path)).created
+    control.delete(engine, "s")
+    assert studies.rows(engine, "SELECT count(*) FROM snapshot") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pool": "somebody does"}, r"data\.pool: its rows are others"),
+        ({"prompt": "$label! $examples"}, r"augmentation: its models are others"),
+    ],
+)
+def test_another_pool_or_writer_is_another_study(
+    changed: dict[str, str], message: str, engine: Engine, tmp_path: Path
+) -> None:
+    launching.launch(engine, studies.prepared(with_augmentation(tmp_path)))
+    with pytest.raises(FoldtuneError, match=message):
+        launching.launch(engine, studies.prepared(with_augmentation(tmp_path, **changed)))
+
+
+def test_a_pool_that_two_studies_share_stays_until_both_are_gone(engine: Engine, tmp_path: Path) -> None:
+    path = with_augmentation(tmp_path)
+    launching.launch(engine, studies.prepared(path))
+    path.write_text(path.read_text().replace("study: s", "study: other"))
+    launching.launch(engine, studies.prepared(path))
+    control.delete(engine, "s")
+    assert studies.rows(engine, "SELECT count(*) FROM snapshot") == [(2,)]
+    control.delete(engine, "other")
+    assert studies.rows(engine, "SELECT count(*) FROM snapshot") == [(0,)]

@@ -11,7 +11,8 @@ import pytest
 from orchestrator.contract import EpochDone, UnitEnded
 from orchestrator.hyperparameters import FIELDS
 from tests import tiny_models
-from trial_worker.engine import Base, Pack, Rows
+from tests.scripted import Scripted
+from trial_worker.engine import Base, Pack, Rows, Staged
 from trial_worker.tasks import Classification
 
 OTHER = {
@@ -39,10 +40,23 @@ OTHER = {
     "mixup_alpha": 0.5,
     "r_drop_alpha": 3.0,
     "class_weights": "balanced",
+    "augment_copies": 2,
+    "char_noise": 0.3,
+    "word_noise": 0.3,
+    "synonyms": 1.0,
+    "paraphrases": 1,
+    "synthetic": 2,
+    "pseudo_rounds": 1,
+    "pseudo_threshold": 0.0,
 }
 
 
-BESIDE = {"r_drop_alpha": {"lora_dropout": 0.3}}  # without any dropout both copies of a row are equal
+BESIDE = {
+    "r_drop_alpha": {"lora_dropout": 0.3},  # without any dropout both copies of a row are equal
+    "augment_copies": {"word_noise": 0.2},
+    "pseudo_rounds": {"pseudo_threshold": 0.0},
+    "pseudo_threshold": {"pseudo_rounds": 1},
+}
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +64,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any
     folder: Path = tiny_models.save_bert(tmp_path_factory.mktemp("bert"))
     base = Base.load(tiny_models.pin(folder), "sequence", 3)
     rows = tiny_models.uneven_rows()
-    pack = Pack(base, Rows(Classification(tiny_models.LABELS), rows, base.tokenizer))
+    pool = [{"text": f"{row['text']} wood"} for row in rows[:6]]
+    writers = {
+        "paraphraser": Scripted(lambda asked: f"well, {asked.prompt}"),
+        "generator": Scripted(lambda asked: f"{asked.prompt.split()[-1]} and joy of bread", "$label $examples"),
+    }
+    task = Classification(tiny_models.LABELS)
+    pack = Staged(Pack(base, Rows(task, rows, base.tokenizer, pool)), writers, None)
 
     def train(settings: dict[str, Any]) -> list[str]:
         pack.add(tiny_models.unit(**settings))

@@ -138,6 +138,7 @@ def test_a_unit_broken_after_every_step_ends_with_the_same_bits(
             "lr_schedule": st.sampled_from(["constant", "linear", "cosine"]),
             "warmup_ratio": st.sampled_from([0.0, 0.3]),
             "max_grad_norm": st.sampled_from([0.0, 0.1]),
+            "word_noise": st.sampled_from([0.0, 0.3]),
         }
     ),
     kind=st.sampled_from(sorted(KINDS)),

@@ -79,6 +79,7 @@ UNIT = st.fixed_dictionaries(
         "label_smoothing": st.sampled_from([0.0, 0.2]),
         "neftune_alpha": st.sampled_from([0.0, 5.0]),
         "token_dropout": st.sampled_from([0.0, 0.3]),
+        "char_noise": st.sampled_from([0.0, 0.2]),
         "lora_scaling": st.sampled_from(["standard", "rslora"]),
         "dropout": st.sampled_from([0.0, 0.2]),
         "mixup_alpha": st.sampled_from([0.0, 0.4]),

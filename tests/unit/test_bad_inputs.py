@@ -61,6 +61,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 LR = "learning_rate"
 CAUSAL = "causal_lm"
+POOL = study(data="{path: rows.jsonl, pool: pool.jsonl}", training="{pseudo_rounds: 1}")
 
 STUDY_YAML = {
     "3 empty": Bad("", r"error\[empty\] .*study\.yaml: the file is empty"),
@@ -132,6 +133,44 @@ STUDY_YAML = {
     ),
     "R-Drop without dropout": Bad(
         study(training="{r_drop_alpha: 1}"), r":7:12: 'r_drop_alpha' compares .*\n  help: set or search lora_dropout"
+    ),
+    "copies without noise": Bad(
+        study(training="{augment_copies: 2}"), r":7:12: 'augment_copies' counts .*\n  help: set or search char_noise, word"
+    ),
+    "noise on what is learnt": Bad(
+        study(task=CAUSAL, data="{path: rows.jsonl, text: text}", training="{char_noise: 0.1}"), r":7:12: 'char_noise' needs rows of prompt"
+    ),
+    "searched noise on what is learnt": Bad(
+        study(task=CAUSAL, search="{sampler: random, space: {synonyms: [0, 0.1]}}"), r":6:35: 'synonyms' needs rows of prompt"
+    ),
+    "too many copies": Bad(study(training="{augment_copies: 9, char_noise: 0.1}"), r"'augment_copies' must be at least 1 and at most 8"),
+    "paraphrases by nobody": Bad(study(training="{paraphrases: 1}"), r":7:12: 'paraphrases' needs augmentation\.paraphraser"),
+    "synthetic rows by nobody": Bad(space("synthetic: [0, 8]"), r"'synthetic' needs augmentation\.generator"),
+    "self-training on nothing": Bad(study(training="{pseudo_rounds: 1}"), r":7:12: 'pseudo_rounds' needs data\.pool"),
+    "a writer without work": Bad(
+        study(augmentation="{paraphraser: {path: ./model}}"), r":7:16: 'augmentation\.paraphraser' has no effect without paraphrases"
+    ),
+    "a pool without work": Bad(
+        study(data="{path: rows.jsonl, pool: rows.jsonl}"), r":4:26: 'data\.pool' has no effect without pseudo_rounds"
+    ),
+    "self-training in shared epochs": Bad(
+        study(
+            data="{path: rows.jsonl, pool: rows.jsonl}", share_epochs="true",
+            training="{pseudo_rounds: 1, lr_schedule: constant, warmup_ratio: 0}", search="{sampler: tpe, space: {epochs: [1, 2]}}",
+        ),
+        r":8:12: with 'share_epochs' fewer epochs would have had other labels for the pool",
+    ),
+    "a threshold without rounds": Bad(study(training="{pseudo_threshold: 0.5}"), r":7:12: 'pseudo_threshold' has no effect"),
+    "classes where there are none": Bad(
+        study(task=CAUSAL, augmentation="{generator: {path: ./model}}", training="{synthetic: 3}"), r":8:12: 'synthetic' makes rows of cl"
+    ),
+    "an unknown augmenter": Bad(study(augmentation="{translator: {path: x}}"), r":7:16: unknown key 'augmentation\.translator'"),
+    "no such writer": Bad(
+        study(augmentation="{paraphraser: {path: ./none}}", training="{paraphrases: 1}"), r":7:30: model './none': no such folder"
+    ),
+    "a prompt without the text": Bad(
+        study(augmentation="{paraphraser: {path: ./model, prompt: Say it anew.}}", training="{paraphrases: 1}"),
+        r":7:45: 'augmentation\.paraphraser\.prompt' must have \$text in it",
     ),
     "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, head, full — got 'dora2'"),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
@@ -387,6 +426,13 @@ DATASET = {
     "42 fewer groups than folds": Bad(
         study(data="{path: rows.jsonl, group: g}"), r"folds: 4 but only 2 groups", 2,
         {"rows.jsonl": jsonl([{**row, "g": index % 2} for index, row in enumerate(ROWS)])},
+    ),
+    "a pool that is not there": data(jsonl(), r"none\.jsonl: no such file", text=POOL.replace("pool.jsonl", "none.jsonl")),
+    "a pool without text": Bad(POOL, r"pool\.jsonl:1: no column 'text' in any row \(there is txt\)\n  help: did you", 65, {"pool.jsonl": jsonl([{"txt": "a"}])}),
+    "an empty pool": Bad(POOL, r"pool\.jsonl: no rows", 65, {"pool.jsonl": ""}),
+    "a pool with an empty text": Bad(POOL, r"pool\.jsonl:2: 'text' is empty", 65, {"pool.jsonl": jsonl([{"text": "a"}, {"text": " "}])}),
+    "paraphrases of what is learnt": Bad(
+        study(task=CAUSAL, augmentation="{paraphraser: {path: ./model}}", training="{paraphrases: 1}"), r":8:12: 'paraphrases' needs rows of prompt"
     ),
     "escape codes in a column (59)": data(jsonl([{"\x1b[2J": 1}]), r"no column 'text' in any row \(there is \\x1b\[2J\)"),
 }  # fmt: skip

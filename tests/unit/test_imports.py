@@ -20,7 +20,7 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 TORCH = ("torch", "transformers", "peft", "safetensors", "accelerate")
-ENGINE = ("trial_worker.engine", "trial_worker.tasks", "trial_worker.baselines")
+ENGINE = ("trial_worker.engine", "trial_worker.tasks", "trial_worker.baselines", "trial_worker.augment")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -101,6 +101,7 @@ def test_training_knows_only_the_contract_and_pure_modules() -> None:
         "orchestrator.objective",
         "orchestrator.models",
         "orchestrator.errors",
+        "orchestrator.texts",
     }
     used = {
         imported
@@ -113,7 +114,8 @@ def test_training_knows_only_the_contract_and_pure_modules() -> None:
 
 def test_pure_modules_know_neither_the_database_nor_the_use_cases() -> None:
     pure = ["contract", "errors", "hyperparameters", "space", "objective", "folds", "lifecycle", "document", "spec"]
-    pure += ["cross_checks", "study_file", "readers", "dataset", "models", "prepare", "console"]
+    pure += ["cross_checks", "study_file", "readers", "dataset", "models", "prepare", "console", "texts"]
+    pure += ["augmentation", "augmentation_checks"]
     apart = ("sqlalchemy", "psycopg2", "orchestrator.database", "orchestrator.study", "orchestrator.trials")
     assert offenders(apart, [f"orchestrator.{name}" for name in pure]) == []
 

@@ -20,8 +20,9 @@ off and gone on with (see `state`) as well.
 
 from trial_worker.engine.base import Base
 from trial_worker.engine.errors import UnusableModel
-from trial_worker.engine.pack import Pack, PackEvent, open_study
+from trial_worker.engine.pack import Pack, PackEvent
 from trial_worker.engine.process import prepare, versions
+from trial_worker.engine.staged import Staged, open_study
 from trial_worker.tasks.rows import Rows, read_snapshot
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Pack",
     "PackEvent",
     "Rows",
+    "Staged",
     "UnusableModel",
     "open_study",
     "prepare",

@@ -11,6 +11,7 @@ import torch
 
 from orchestrator import baselines
 from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
+from trial_worker.augment.made import Made
 from trial_worker.baselines import Job
 from trial_worker.engine import optimizer
 from trial_worker.engine.base import Base
@@ -54,6 +55,7 @@ class Pack:
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._pace: float | None = None
         self._new: list[TrainUnit] = []
+        self._made: dict[int, Sequence[Made]] = {}  # of units to come, by their numbers
         self._slots: dict[int, Slot] = {}  # by their place
         self._networks: dict[Kind, Network | WholeNetwork] = {}
         self._network: Network | WholeNetwork | None = None  # in the model now
@@ -63,8 +65,8 @@ class Pack:
         """Slots without a unit."""
         return self.slots - len(self._slots) - len(self._new) - len(self._baselines)
 
-    def add(self, unit: TrainUnit) -> None:
-        """Give a free slot this unit; nothing is computed yet.
+    def add(self, unit: TrainUnit, made: Sequence[Made] = ()) -> None:
+        """Give a free slot this unit; nothing is computed yet. made: rows that it trains on beside its own.
 
         Raises:
             RuntimeError: no slot is free.
@@ -72,6 +74,7 @@ class Pack:
         if self.free <= 0:
             raise RuntimeError(f"no free slot: {self.slots} units are training")
         self._new.append(unit)
+        self._made[unit.unit] = made
 
     def advance(self) -> list[PackEvent]:
         """Do one micro-step, and one evaluation batch, of the units in the slots; what there is to tell of it.
@@ -139,7 +142,7 @@ class Pack:
         except Exception as error:
             if leaves_no_device(error):
                 raise
-            events = [_failed(baseline.unit, error)]
+            events = [failed(baseline.unit, error)]
         if any(isinstance(event, UnitEnded) for event in events):
             self._baselines.remove(baseline)
         return events
@@ -163,13 +166,13 @@ class Pack:
                 self.slots, network = fit, Network(self.base, kind, fit, self.rows.task.answer)
             self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
-            slot = Slot(place, unit, self.base, self.rows, network)
+            slot = Slot(place, unit, self.base, self.rows, network, self._made.pop(unit.unit, ()))
             if slot.finished:
                 return [unit.ended(Outcome.DONE)]
             network.install()
             self._slots[place] = slot
         except Exception as error:
-            return [_failed(unit, error)]
+            return [failed(unit, error)]
         return []
 
     def _made(self, kind: Kind) -> Network | WholeNetwork:
@@ -210,7 +213,7 @@ class Pack:
                 slot.restart_batch()
             if len(slots) == 1:
                 self._vacate(slots[0])
-                return [_failed(slots[0].unit, error)]
+                return [failed(slots[0].unit, error)]
         return [event for slot in slots for event in self._attempt([slot], compute)]
 
     def _train(self, slots: Sequence[Slot]) -> list[PackEvent]:
@@ -247,7 +250,7 @@ class Pack:
             except UnitStopped as stop:
                 events.append(self._end(slot, stop.outcome, str(stop)))
                 continue
-            self._pace = done.seconds / slot.tokens(slot.unit.train)
+            self._pace = done.seconds / slot.tokens(slot.train)
             events.append(done)
             if slot.finished:
                 events.append(self._end(slot, Outcome.DONE))
@@ -325,7 +328,7 @@ class Pack:
             slot.clock.spend(seconds * own / whole)
 
 
-def _failed(unit: TrainUnit, error: Exception) -> UnitEnded:
+def failed(unit: TrainUnit, error: Exception) -> UnitEnded:
     """With the evidence; a device that was full before any row was computed had no room for the adapter."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     evidence = "".join(traceback.format_exception(error))
@@ -340,6 +343,6 @@ def open_study(study: OpenStudy, device: torch.device) -> Pack:
         OSError: a file cannot be read.
     """
     task = task_named(study.task, study.labels)
-    rows = read_snapshot(study.data)
+    rows, pool = read_snapshot(study.data), read_snapshot(study.pool) if study.pool else []
     base = Base.load(study.model, task.family, task.outputs, device)
-    return Pack(base, Rows(task, rows, base.tokenizer), shots=study.shots, template=study.template)
+    return Pack(base, Rows(task, rows, base.tokenizer, pool), shots=study.shots, template=study.template)

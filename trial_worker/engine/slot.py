@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, Settings, TrainUnit
+from trial_worker.augment.made import Made
 from trial_worker.engine import optimizer, state
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
@@ -24,18 +25,28 @@ from trial_worker.engine.losses import Bundle, Sample, bundles, share_of
 from trial_worker.engine.network import Network
 from trial_worker.engine.scores import pack_predictions
 from trial_worker.engine.state import Position
+from trial_worker.engine.training_part import training_part
 from trial_worker.engine.whole import WholeNetwork
-from trial_worker.tasks.interface import Item, Scores
+from trial_worker.tasks.interface import Scores
 from trial_worker.tasks.rows import Rows
 
 
 class Slot:
     """A unit that trains. It waits for rows to be computed: of its effective batch, or of its validation part.
 
-    waiting: those rows, in order. evaluating: which of the two. finished: nothing is left to do.
+    train: numbers of the rows it trains on, made ones included. waiting: rows to compute, in order. evaluating: whether
+    they are of the validation part. finished: nothing is left to do.
     """
 
-    def __init__(self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network | WholeNetwork) -> None:
+    def __init__(
+        self,
+        place: int,
+        unit: TrainUnit,
+        base: Base,
+        rows: Rows,
+        network: Network | WholeNetwork,
+        made: Sequence[Made] = (),
+    ) -> None:
         """Give the unit its weights, fresh or from its checkpoint.
 
         Raises:
@@ -43,19 +54,21 @@ class Slot:
         """
         self.place = place
         self.unit = unit
-        self.items = rows.task.fitted(usable_items(base, rows, unit), unit.train)
+        items, self.train = training_part(base, rows, unit, made)
+        self.items = rows.task.fitted(items, self.train)
         self.clock = Clock()
         self.clock.limit(unit.seconds_left)
         self.at = Position()
         self.waiting: list[Bundle] = []
         self.evaluating = False
+        self._pool = rows.pool
         self._pin = base.pin
         self._task = rows.task
         self._network = network
         weighs = self.settings.class_weights == "balanced"
         if (self.compares or weighs) and not rows.task.one_class:
             raise ValueError("mixup_alpha, r_drop_alpha and class_weights need rows of one class each")
-        self._weights = balanced(self.items, unit.train) if weighs else {}
+        self._weights = balanced(self.items, self.train) if weighs else {}
         self._batches: list[list[int]] = []  # of this epoch, still to come
         self._forecast = Forecast(0.0, 0.0, 0.0)
         self._nats = 0.0  # of the effective batch, so far
@@ -76,7 +89,7 @@ class Slot:
     @property
     def epoch_steps(self) -> int:
         """Optimizer steps of one epoch."""
-        return steps_per_epoch(len(self.unit.train), self.settings.batch_size)
+        return steps_per_epoch(len(self.train), self.settings.batch_size)
 
     @property
     def between_epochs(self) -> bool:
@@ -144,7 +157,7 @@ class Slot:
         Raises:
             UnitStopped: OVER_BUDGET, the epoch would not end in time.
         """
-        order = epoch_order(self.unit.train, self.unit.seed, self.at.epoch + 1)
+        order = epoch_order(self.train, self.unit.seed, self.at.epoch + 1)
         batches = list(effective_batches(order, self.settings.batch_size))
         self._batches = batches[self.at.step - self.at.epoch * self.epoch_steps :]
         self.clock.spend(self.at.seconds)
@@ -159,9 +172,16 @@ class Slot:
         if self._batches:
             self.waiting = self._bundles()
         else:
-            rows = sorted(self.unit.validation, key=lambda row: (-self.items[row].length, row))
+            rows = sorted(self._scored, key=lambda row: (-self.items[row].length, row))
             self.waiting = [((row, 0),) for row in rows]
             self.evaluating, self._scores = True, {}
+
+    @property
+    def _scored(self) -> Sequence[int]:
+        """Rows to evaluate at this epoch: the validation part, of a pool only after the last."""
+        if not self._pool or self.at.epoch + 1 == self.settings.epochs:
+            return self.unit.validation
+        return [row for row in self.unit.validation if row not in self._pool] or self.unit.validation[:1]
 
     def _bundles(self) -> list[Bundle]:
         return bundles(self.batch, self.settings, self.unit.seed, self.at.step + 1)
@@ -218,8 +238,8 @@ class Slot:
             UnitStopped: DIVERGED.
         """
         unit, epoch = self.unit, self.at.epoch + 1
-        validation = [self.items[row] for row in unit.validation]
-        scores = _in_order([self._scores[row] for row in unit.validation])
+        validation = [self.items[row] for row in self._scored]
+        scores = _in_order([self._scores[row] for row in self._scored])
         if not math.isfinite(scores.nats.sum()):
             raise UnitStopped(Outcome.DIVERGED, f"validation loss {scores.nats.sum()} after epoch {epoch}")
         train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)
@@ -269,24 +289,6 @@ class Slot:
             raise ValueError(f"checkpoint {saved.path}: {at} is no place of this unit")
         self.at = at
         return saved
-
-
-def usable_items(base: Base, rows: Rows, unit: TrainUnit) -> list[Item]:
-    """The study's items at this unit's `max_length`.
-
-    Raises:
-        ValueError: positions beyond the model's reach, an empty part, or nothing supervised in one.
-    """
-    limit = unit.settings.max_length
-    if limit > base.limit and rows.longest > base.limit:
-        raise ValueError(f"max_length must be at most {base.limit} for this model, got {limit}")
-    items = rows.items(min(limit, base.limit))
-    for part, numbers in (("training", unit.train), ("validation", unit.validation)):
-        if not numbers:
-            raise ValueError(f"the {part} part has no rows")
-        if not any(items[row].weight for row in numbers):
-            raise ValueError(f"no {part} row keeps a supervised token within max_length {limit}")
-    return items
 
 
 def _in_order(found: Sequence[tuple[Scores, int]]) -> Scores:
