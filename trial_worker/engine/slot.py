@@ -163,7 +163,7 @@ class Slot:
         self.clock.spend(self.at.seconds)
         work = self.tokens([row for batch in self._batches for row in batch])
         self.clock.demand((pace or 0.0) * work)
-        work += (self.settings.epochs - self.at.epoch - 1) * self.tokens(self.unit.train)
+        work += (self.settings.epochs - self.at.epoch - 1) * self.tokens(self.train)
         self._forecast = Forecast(monotonic(), work, work)
         self._next_batch()
 

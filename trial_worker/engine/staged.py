@@ -16,6 +16,7 @@ from time import monotonic
 import numpy as np
 import torch
 
+from orchestrator import baselines
 from orchestrator.contract import EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from trial_worker.augment.made import Made
 from trial_worker.engine import pack
@@ -66,7 +67,7 @@ class Staged:
 
     def add(self, unit: TrainUnit) -> None:
         """As `Pack.add`."""
-        if not wanted(unit.settings):
+        if baselines.name_of(unit.settings) or not wanted(unit.settings):
             self.pack.add(unit)
             return
         if self.free <= 0:
