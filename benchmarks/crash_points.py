@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.report import machine, versions
+from benchmarks import machine
+from benchmarks.chaos.report import versions
 from tests import postgres as servers
 from tests.conftest import _prepare
 from tests.database.crash_scenario import __name__ as scenario
@@ -67,7 +68,7 @@ def main() -> int:
         "survived": [place for part in found for place in part["survived"]],
         "violations": problems,
         "seconds": round(time.monotonic() - began, 1),
-        "machine": machine(),
+        "machine": machine.hardware(),
         "versions": versions(),
     }
     print(json.dumps(report))

@@ -39,7 +39,7 @@ class Trial:
 
     @property
     def raced(self) -> bool:
-        """Whether racing may stop it, see `rungs.is_raced`."""
+        """Whether racing may stop it, as `orchestrator.rungs` has it."""
         return self.searched and not self.is_default and self.duplicate_of is None
 
     @property

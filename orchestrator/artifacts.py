@@ -230,7 +230,7 @@ def _from_file(where: Store, piece: Piece) -> bytes | int:
         raise FileNotFoundError
     files, name = place
     size = files.size(name)
-    return files.read(name) if size == piece.bytes else size
+    return files.read(name, size) if size == piece.bytes else size
 
 
 def _wrong(wanted: Piece | Checkpoint, size: int, sha256: str) -> str:

@@ -40,8 +40,8 @@ class Bounded:
     def write(self, name: str, content: bytes) -> None:
         self._call(lambda: self.files.write(name, content), len(content))
 
-    def read(self, name: str) -> bytes:
-        return self._call(lambda: self.files.read(name), self.size(name))
+    def read(self, name: str, size: int) -> bytes:
+        return self._call(lambda: self.files.read(name, size), size)
 
     def size(self, name: str) -> int:
         return self._call(lambda: self.files.size(name))

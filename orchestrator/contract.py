@@ -125,9 +125,9 @@ class Settings:
     )
     method: str = hyperparameter(
         "lora",
-        "what is trained: lora (adapters, and the head of a classifier), or head (a classifier's head alone, on frozen "
-        "features)",
-        choices=["lora", "head"],
+        "what is trained: lora (adapters, and the head of a classifier), head (a classifier's head alone, on frozen "
+        "features), or full (the model itself, one unit at a time)",
+        choices=["lora", "head", "full"],
         added=True,
     )
     lora_scaling: str = hyperparameter(
@@ -137,7 +137,11 @@ class Settings:
         added=True,
     )
     top_layers: int = hyperparameter(
-        0, "adapters in so many of the last layers only; 0: in all", low=0, high=10_000, added=True
+        0,
+        "adapters in so many of the last layers only, or with method full only these are trained; 0: all",
+        low=0,
+        high=10_000,
+        added=True,
     )
     dropout: float = hyperparameter(
         0.0,
@@ -296,6 +300,8 @@ class OpenStudy:
     paraphraser: WriterPin | None = None
     generator: WriterPin | None = None
     cache: str | None = None  # folder for what augmentation wrote, shared by this machine's trainers
+    shots: int = 4  # rows, or rows of each class, that the baseline few-shot shows
+    template: str = "{text}\n{label}"  # of a row in a prompt for classification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +397,7 @@ class Progress:
     step: int
     steps: int  # of the whole unit
     loss: float  # training loss of the last step, nats
+    to_go: float  # seconds until the unit's end, at its pace so far
 
 
 @dataclass(frozen=True, kw_only=True)

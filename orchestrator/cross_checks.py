@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import hyperparameters, models, objective, readers, space
+from orchestrator import baselines, hyperparameters, models, objective, readers, space
 from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.epochs import shareable
@@ -34,6 +34,7 @@ def check(
     problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
     problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
     problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
+    problems += _baselines(doc, raw)
     task = raw.get("task")
     if task in ("classification", "causal_lm"):
         problems += _columns(doc, raw, task)
@@ -128,18 +129,37 @@ def _shared_epochs(
         yield doc.problem(("share_epochs",), "share-epochs", f"{rule} — got {', '.join(wrong)}", help)
 
 
+def _baselines(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
+    given, task = raw.get("baselines"), raw.get("task")
+    place: Path_ = ("baselines", "run") if isinstance(given, dict) else ("baselines",)
+    names = given.get("run") if isinstance(given, dict) else given
+    known = baselines.OF_TASK.get(task, {}) if isinstance(task, str) else {}
+    if not isinstance(names, list) or not known:
+        return
+    for index, name in enumerate(names):
+        if name not in known:
+            message = f"no baseline of task {task}: {hyperparameters.show(name)}"
+            help = hyperparameters.did_you_mean(str(name), known)
+            yield doc.problem((*place, index), "baselines", message, help)
+    if len({str(name) for name in names}) < len(names):
+        yield doc.problem(place, "baselines", "a baseline is named twice")
+
+
 def _method(
     doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
 ) -> Iterator[Problem]:
     """What adapters are asked for and nothing has any."""
-    if set(entries) != set(written) or extremes(raw, entries, "method") != ("head",):
+    methods = extremes(raw, entries, "method") if set(entries) == set(written) else ("lora",)
+    if "lora" in methods:
         return
-    if raw.get("task") == "causal_lm":
+    if methods == ("head",) and raw.get("task") == "causal_lm":
         message = "method head trains a classifier's head, and a language model has none — got task causal_lm"
         yield doc.problem(place(doc, "method", written), "method", message, "use method lora")
     for name in sorted(ADAPTERS):
-        if (where := place(doc, name, written)) in doc.places:
-            yield doc.problem(where, "no-effect", f"'{name}' has no effect with method head, which has no adapters")
+        without = "full" not in methods or name != "top_layers"
+        if without and (where := place(doc, name, written)) in doc.places:
+            message = f"'{name}' has no effect with method {' or '.join(methods)}, which has no adapters"
+            yield doc.problem(where, "no-effect", message)
 
 
 def _compared(

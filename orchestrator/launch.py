@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 import foldtune
-from orchestrator import dataset, epochs, objective, places, projection, queries, space, spec, stores, study
+from orchestrator import baselines, dataset, epochs, objective, places, projection, queries, space, spec, stores, study
 from orchestrator.augmentation import Pool
 from orchestrator.database.engine import transaction
 from orchestrator.errors import CANNOT_WRITE, USAGE, BadInput, FoldtuneError, Problem, printable
@@ -143,7 +143,10 @@ def _floor(prepared: Prepared) -> Mapping[str, float] | None:
 
 
 def _plan_trials(connection: Connection, record: StudyRecord) -> None:
-    """The default configuration, and for a grid every point, as waiting trials with their units."""
+    """Baselines, the default configuration, and for a grid every point, as waiting trials with their units."""
+    for name in baselines.wanted(record.spec.task, record.spec.baselines.run):
+        chosen = baselines.params(name)
+        insert_trial(connection, record, chosen, origin="baseline", in_space=False, searched=False)
     searched = record.spec.space
     default, in_space = space.default_params(searched)
     is_default = space.configuration_digest(record.settings(default))

@@ -13,6 +13,7 @@ from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.errors import BAD_DATA, USAGE, BadInput, FoldtuneError, Problem
 from orchestrator.spec import ModelSource, WriterSource
 
+HUB_FILES = ["config.json", "modules.json", "1_Pooling/config.json", "tokenizer_config.json"]  # no weights
 IGNORED = frozenset({".git", "__pycache__", ".cache"})
 
 
@@ -57,7 +58,7 @@ def check(source: ModelSource, folder: Path, file: str) -> list[Problem]:
         wrong = f"{where} is a file, expected a folder" if os.path.exists(where) else f"no such folder {where}"
         return [Problem(code="model", message=f"model {source.path!r}: {wrong}", file=file)]
     if (where / "adapter_config.json").exists() and not (where / "config.json").exists():
-        base = _map(where / "adapter_config.json").get("base_model_name_or_path", "another model")
+        base = json_object(where / "adapter_config.json").get("base_model_name_or_path", "another model")
         message = f"model {source.path!r} is a LoRA adapter for {base}, not a base model"
         return [Problem(code="model", message=message, file=file)]
     problems = []
@@ -65,11 +66,11 @@ def check(source: ModelSource, folder: Path, file: str) -> list[Problem]:
         problems.append(f"model {source.path!r}: no config.json in {where}")
     elif not isinstance(_json(where / "config.json"), dict):
         problems.append(f"model {source.path!r}: config.json is no JSON object")
-    elif _map(where / "config.json").get("auto_map"):
+    elif json_object(where / "config.json").get("auto_map"):
         problems.append(f"model {source.path!r} asks to run its own code, which foldtune never does")
     if not list(where.glob("*.safetensors")):
         problems.append(f"model {source.path!r}: no *.safetensors in {where}; other weight formats can run code")
-    shards = _map(where / "model.safetensors.index.json").get("weight_map")
+    shards = json_object(where / "model.safetensors.index.json").get("weight_map")
     for shard in sorted({str(name) for name in shards.values()} if isinstance(shards, dict) else ()):
         if Path(shard).name != shard or not (where / shard).is_file():
             problems.append(f"model {source.path!r}: its index names the shard {shard!r}, which is not in its folder")
@@ -114,6 +115,25 @@ def pin_writer(source: WriterSource, prompt: str, folder: Path) -> WriterPin:
     """As `pin`, of a model that writes rows. prompt: what it is asked where the source says nothing."""
     sampling = source.model_dump(include={"temperature", "top_p", "max_new_tokens"})
     return WriterPin(model=pin(source.model, folder), prompt=source.prompt or prompt, **sampling)
+
+
+def files(source: ModelSource, folder: Path, pin: ModelPin | None = None) -> Path | None:
+    """Where a model's JSON files lie on this machine; of a hub model, where they came with its pin. None: nowhere."""
+    if origin(source.path, folder) != "hub":
+        try:
+            return local_folder(source.path, folder)
+        except FileNotFoundError:
+            return None
+    if pin is None:
+        return None
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        found = huggingface_hub.snapshot_download(source.path, revision=pin.pin, local_files_only=True)
+    except errors.LocalEntryNotFoundError:
+        return None
+    return Path(found)
 
 
 def verify(pin: ModelPin) -> None:
@@ -161,7 +181,7 @@ def _pooling(folder: Path) -> tuple[str, bool]:
     kinds = {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
     if "Pooling" not in kinds or not (folder / kinds["Pooling"] / "config.json").is_file():
         return "first", False
-    mean = _map(folder / kinds["Pooling"] / "config.json").get("pooling_mode_mean_tokens", False)
+    mean = json_object(folder / kinds["Pooling"] / "config.json").get("pooling_mode_mean_tokens", False)
     return ("mean", "Normalize" in kinds) if mean else ("first", False)
 
 
@@ -169,12 +189,11 @@ def _pin_hub(source: ModelSource) -> ModelPin:
     import huggingface_hub
     from huggingface_hub import errors
 
-    names = ["config.json", "modules.json", "1_Pooling/config.json"]
     try:
         commit = huggingface_hub.HfApi().model_info(source.path, revision=source.revision).sha
         if commit is None:
             raise FoldtuneError(f"model {source.path!r}: the hub names no commit", code=USAGE)
-        folder = huggingface_hub.snapshot_download(source.path, revision=commit, allow_patterns=names)
+        folder = huggingface_hub.snapshot_download(source.path, revision=commit, allow_patterns=HUB_FILES)
     except errors.GatedRepoError:
         raise _hub_error(source, "is gated: accept its terms on its page and set HF_TOKEN") from None
     except errors.RepositoryNotFoundError:
@@ -186,7 +205,7 @@ def _pin_hub(source: ModelSource) -> ModelPin:
         raise _hub_error(source, f"cannot be looked up on the hub: {what}") from None
     except errors.HFValidationError as error:
         raise _hub_error(source, f"is no folder here and no model id: {error}") from None
-    if _map(Path(folder) / "config.json").get("auto_map"):
+    if json_object(Path(folder) / "config.json").get("auto_map"):
         raise _hub_error(source, "asks to run its own code, which foldtune never does")
     pooling, normalize = _pooling(Path(folder))
     return ModelPin(path=source.path, origin="hub", pin=commit, pooling=pooling, normalize=normalize, **source.holding)
@@ -203,6 +222,7 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _map(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file of a model says; empty where it is not there, or no object."""
     value = _json(path)
     return value if isinstance(value, dict) else {}

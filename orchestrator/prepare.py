@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import augmentation, dataset, folds, models, readers, sizes, stores
+from orchestrator import augmentation, dataset, folds, models, reach, readers, sizes, stores
 from orchestrator.augmentation import Pool
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
@@ -39,7 +39,7 @@ def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
         if problems:
             raise BadInput(problems)
         caution = f"{source.path!r} is a dataset of the hub: its rows are checked at launch"
-        return None, [caution, *models.cautions(loaded.spec.model)]
+        return None, [caution, *_model_cautions(loaded)]
     return read(loaded)
 
 
@@ -61,7 +61,7 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
         raise BadInput(problems)
     if not wanted.cross_validation.stratify:
         cautions = []
-    return snapshot, [*snapshot.cautions, *cautions, *models.cautions(wanted.model)]
+    return snapshot, [*snapshot.cautions, *cautions, *_model_cautions(loaded)]
 
 
 def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
@@ -84,6 +84,8 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         groups=snapshot.groups,
     )
     model = models.pin(loaded.spec.model, loaded.folder)
+    if model.origin == "hub":
+        cautions = [*cautions, *reach.cautions(loaded.spec, loaded.folder, model)]
     prepared = Prepared(
         loaded=loaded,
         snapshot=snapshot,
@@ -99,6 +101,10 @@ def _model_problems(loaded: LoadedStudy) -> list[Problem]:
     found = models.check(loaded.spec.model, loaded.folder, loaded.document.file)
     own = [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
     return [*own, *augmentation.model_problems(loaded)]
+
+
+def _model_cautions(loaded: LoadedStudy) -> list[str]:
+    return [*models.cautions(loaded.spec.model), *reach.cautions(loaded.spec, loaded.folder)]
 
 
 def _store_problems(loaded: LoadedStudy) -> list[Problem]:

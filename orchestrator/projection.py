@@ -170,8 +170,9 @@ def _note(engine: Engine, shown: Any, record: StudyRecord) -> None:
         counts = queries.counts(connection, record.id)
         best = next(iter(queries.best_trials(connection, record.id, 1, maximize=record.spec.maximize)), None)
         default = next(iter(queries.default_trials(connection, record.id)), None)
+        measured = queries.baseline_trials(connection, record.id)
     searched = {state: count for (state, of_search), count in counts.items() if of_search}
-    note = words.study_note_of(record, searched, best, default)
+    note = words.study_note_of(record, searched, best, default, words.best_baseline(record, measured))
     if digest(note) != record.noted:
         study.save_note(shown, note)
         with transaction(engine) as connection:

@@ -85,8 +85,13 @@ def default_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
     return _trials(connection, "is_default", study=study_id)
 
 
+def baseline_trials(connection: Connection, study_id: int) -> list[TrialRecord]:
+    """What the study's fine-tunes are measured against."""
+    return _trials(connection, "origin = 'baseline'", study=study_id)
+
+
 def best_trials(connection: Connection, study_id: int, count: int, *, maximize: bool) -> list[TrialRecord]:
-    """The best complete trials that were trained, at most so many, best first; of equals the earlier first."""
+    """The best complete fine-tunes, at most so many, best first; of equals the earlier first."""
     order = f"ORDER BY value {'DESC' if maximize else 'ASC'}, id LIMIT :count"
     return _trials(connection, BEST, order, study=study_id, count=count)
 
@@ -109,7 +114,7 @@ def untold_trials(connection: Connection, study_id: int, most: int | None = None
 
 
 # As the indices `trial_best`, `trial_unshown` and `trial_untold` have it, or they would not be used.
-BEST = "value IS NOT NULL AND duplicate_of IS NULL"
+BEST = "value IS NOT NULL AND duplicate_of IS NULL AND origin <> 'baseline'"
 UNSHOWN = "number IS NULL AND in_space AND state <> 'waiting'"
 UNTOLD = "NOT told AND state NOT IN ('waiting', 'running')"
 

@@ -85,7 +85,22 @@ def status(seen: View) -> dict[str, Any]:
 def best(seen: View) -> dict[str, Any] | None:
     """`best --json`; None while nothing is complete."""
     trial = seen.best
-    return None if trial is None else describe(seen, trial)
+    return None if trial is None else describe(seen, trial) | {"baselines": baselines(seen)}
+
+
+def baselines(seen: View) -> list[dict[str, Any]]:
+    """What each baseline reached, in the order of the study; value and metrics are null unless it is complete."""
+    return [
+        {
+            "name": trial.name,
+            "state": trial.state,
+            "reason": trial.reason,
+            "value": trial.value,
+            "metrics": describe(seen, trial)["metrics"] if trial.value is not None else None,
+        }
+        for trial in seen.trials
+        if trial.is_baseline
+    ]
 
 
 def describe(seen: View, trial: TrialRecord) -> dict[str, Any]:

@@ -118,8 +118,15 @@ class TrialRecord:
         return self.params if self.epoch is None else {**self.params, "epochs": self.epoch}
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is no fine-tune, but what fine-tunes are measured against."""
+        return self.origin == "baseline"
+
+    @property
     def name(self) -> str:
-        """What people call it: its number in Optuna, or "default"."""
+        """What people call it: its number in Optuna, "default", or the baseline's name."""
+        if self.is_baseline:
+            return self.settings.method
         return "default" if self.is_default else str(self.number)
 
 

@@ -13,6 +13,10 @@ def kept(trials: Sequence[TrialRecord], *, keep: int, maximize: bool) -> frozens
     A trial that repeats another has nothing of its own to keep. Of equals the earlier stays.
     """
     sign = -1 if maximize else 1
-    complete = [(sign * t.value, t.id, t.trained) for t in trials if t.value is not None and t.duplicate_of is None]
+    complete = [
+        (sign * t.value, t.id, t.trained)
+        for t in trials
+        if t.value is not None and t.duplicate_of is None and not t.is_baseline
+    ]
     best = [trained for _, _, trained in sorted(complete)[:keep]]
     return frozenset([*best, *(t.trained for t in trials if t.is_default)])

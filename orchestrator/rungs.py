@@ -39,7 +39,10 @@ def verdicts(connection: Connection, record: StudyRecord, only: Sequence[int] | 
 
 
 def _raced(connection: Connection, record: StudyRecord, only: Sequence[int] | None) -> list[int]:
-    """Ids of the open trials that `is_raced` says may be stopped; in SQL, since there may be thousands."""
+    """Ids of the open trials that may be stopped; in SQL, since there may be thousands.
+
+    Never: the default configuration, the run that answers for it, a baseline, or what trains nothing of its own.
+    """
     query = (
         "SELECT id FROM trial WHERE study = :study AND state = 'running' AND searched AND NOT is_default "
         "AND run IS NULL AND (:every OR id = ANY(:only)) "
@@ -47,11 +50,6 @@ def _raced(connection: Connection, record: StudyRecord, only: Sequence[int] | No
     )
     rows = connection.execute(text(query), {"study": record.id, "every": only is None, "only": list(only or ())})
     return [int(trial) for trial in rows.scalars()]
-
-
-def is_raced(trial: TrialRecord) -> bool:
-    """Whether racing may stop it: not the default configuration or a baseline, nor what trains nothing of its own."""
-    return trial.searched and not trial.is_default and trial.run is None
 
 
 def rules_of(record: StudyRecord) -> Rules:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from orchestrator import hyperparameters, objective, space
+from orchestrator import baselines, hyperparameters, objective, space
 from orchestrator.contract import canonical, digest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -169,6 +169,31 @@ class Artifacts(_Section):
     keep: int = Field(3, ge=0, description="trials, the best ones, whose adapters stay; the default's always do")
 
 
+class Baselines(_Section):
+    """What the fine-tunes are measured against, on the same folds; each is an entry beside the trials."""
+
+    run: list[str] | None = Field(
+        None,
+        description="majority, tfidf, features, zero-shot, few-shot for classification; unigram, zero-shot, few-shot "
+        "for causal_lm; default: all of the task",
+    )
+    shots: int = Field(4, ge=1, le=64, description="rows of each class (classification), or rows, that few-shot shows")
+    template: str = Field(
+        "{text}\nCategory: {label}",
+        min_length=1,
+        description="of a row in a prompt for classification by a language model; names {text} and {label}",
+    )
+
+    @model_validator(mode="after")
+    def _template(self) -> Baselines:
+        for name in baselines.FIELDS:
+            if self.template.count(name) != 1:
+                raise ValueError(f"template must have the field {name} once — got {self.template!r}")
+        if not self.template.endswith("{label}"):
+            raise ValueError(f"template must end with {{label}}, which is what is scored — got {self.template!r}")
+        return self
+
+
 class StudySpec(_Section):
     """One search, complete: everything not searched has its value here."""
 
@@ -190,6 +215,7 @@ class StudySpec(_Section):
         "needs lr_schedule constant and a warm-up counted in steps",
     )
     racing: Racing = Racing()
+    baselines: Baselines = Baselines()
     budget: Budget = Budget()
     artifacts: Artifacts = Artifacts()
 
@@ -204,7 +230,9 @@ class StudySpec(_Section):
     @classmethod
     def _short_forms(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and isinstance(raw.get("model"), str):
-            return {**raw, "model": {"path": raw["model"]}}
+            raw = {**raw, "model": {"path": raw["model"]}}
+        if isinstance(raw, dict) and isinstance(raw.get("baselines"), list):
+            raw = {**raw, "baselines": {"run": raw["baselines"]}}
         return raw
 
     @model_validator(mode="before")
@@ -267,6 +295,9 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["study"]["pattern"] = f"^{NAME.pattern}$"
     short = {"type": "string", "minLength": 1, "description": "short for {path: ...}"}
     schema["properties"]["model"] = {"anyOf": [{"$ref": "#/$defs/ModelSource"}, short]}
+    names = schema["$defs"]["Baselines"]["properties"]["run"]["anyOf"][0]
+    names["items"] = {"enum": list(baselines.KNOWN)}
+    schema["properties"]["baselines"] = {"anyOf": [{"$ref": "#/$defs/Baselines"}, names]}
     fields = {name: hyperparameters.json_schema(name) for name in hyperparameters.FIELDS}
     aliases = {alias: {"$ref": f"#/properties/training/properties/{name}"} for alias, name in _aliases()}
     schema["properties"]["training"] |= {"properties": {**fields, **aliases}, "additionalProperties": False}

@@ -17,6 +17,7 @@ from orchestrator import durable
 
 DATABASE = "database"
 SMALL = 16 * 2**20  # bytes of a piece that a database still takes well
+PROBE = b"foldtune"
 _PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 
 
@@ -45,8 +46,8 @@ class Files(Protocol):
     def write(self, name: str, content: bytes) -> None:
         """Put a file there, whole. Its name must be new: what stays of a broken write has no other owner."""
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a file."""
+    def read(self, name: str, size: int) -> bytes:
+        """The bytes of a file. size: how many it should have; asking is a request of its own over a network."""
 
     def size(self, name: str) -> int:
         """How many bytes a file has."""
@@ -87,7 +88,7 @@ class Folder:
             self.make()
         durable.write(self.root / name, content)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, size: int) -> bytes:
         return (self.root / name).read_bytes()
 
     def size(self, name: str) -> int:
@@ -144,7 +145,7 @@ class Remote:
                     drive.rm_file(f"{root}/{name}")
                 raise
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, size: int) -> bytes:
         with _open(self.url) as (drive, root):
             return bytes(drive.cat_file(f"{root}/{name}"))
 
@@ -215,8 +216,8 @@ def probe(store: str) -> str | None:
     files = inside(store, "")
     name = f"probe-{secrets.token_hex(8)}{durable.TEMPORARY}"
     try:
-        files.write(name, b"foldtune")
-        intact = files.read(name) == b"foldtune"
+        files.write(name, PROBE)
+        intact = files.read(name, len(PROBE)) == PROBE
         files.remove(name)
     except OSError as error:
         return f"{shown(store)} cannot be used: {error.strerror or error}"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from orchestrator import augmentation_checks, cross_checks, document, hyperparameters, space
 from orchestrator.document import Document, Path_
 from orchestrator.errors import BadInput, Problem
-from orchestrator.spec import Budget, StudySpec
+from orchestrator.spec import Baselines, Budget, StudySpec
 
 LATER = {
     "nested": "statistics",
@@ -101,6 +101,7 @@ def smoke(loaded: LoadedStudy) -> LoadedStudy:
             "search": spec.search.model_copy(update={"space": searched}),
             "cross_validation": spec.cross_validation.model_copy(update={"folds": 2, "repeats": 1}),
             "share_epochs": False,
+            "baselines": Baselines(run=[]),
             "racing": spec.racing.model_copy(update={"first_folds": 1}),
             "data": spec.data.model_copy(update={"limit": limit}),
             "budget": Budget(trials=1, hours=spec.budget.hours),

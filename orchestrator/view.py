@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import objective, reading, words
+from orchestrator import baselines, objective, reading, words
 from orchestrator.console import short
 from orchestrator.reading import View
 from orchestrator.records import TrialRecord
@@ -99,9 +99,10 @@ def _trial_row(seen: View, trial: TrialRecord) -> list[RenderableType]:
     dots = "●" * done + "◐" * leased + "○" * (total - done - leased)
     epochs = sum(result.epoch for result in seen.trial_results(trial))
     value = words.number(trial.value) if trial.value is not None else _so_far(seen, trial)
-    label = "default" if trial.is_default else ("–" if trial.number is None else str(trial.number))
+    label = trial.name if trial.is_default or trial.is_baseline or trial.number is not None else "–"
     cells: list[RenderableType] = [label, Text(trial.state, style=STYLES[trial.state]), dots, str(epochs), value]
-    return cells + [escape(short(trial.shown.get(name))) for name in seen.record.spec.search.space]
+    shown = {} if trial.is_baseline else trial.shown
+    return cells + [escape(short(shown[name])) if name in shown else "" for name in seen.record.spec.search.space]
 
 
 def _so_far(seen: View, trial: TrialRecord) -> str:
@@ -132,39 +133,56 @@ def _running(seen: View) -> list[Text]:
 
 
 def result(seen: View) -> RenderableType:
-    """The winner, with the default configuration beside it."""
+    """Baselines and fine-tunes side by side, then the winner with the default configuration beside it."""
     best, default = seen.best, seen.default
     if best is None:
         return Text(f"{seen.record.name}: no trial is complete", style="red")
     beside = [trial for trial in (best, default) if trial is not None and trial.value is not None]
     beside = list({trial.id: trial for trial in beside}.values())
-    title = f"{escape(seen.record.name)}: the best of {_judged(seen)[0]} configurations"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("")
     for trial in beside:
-        table.add_column(_column_title(trial, best), justify="right", style="green" if trial is best else "")
+        table.add_column(_label(trial, best), justify="right", style="green" if trial is best else "")
     for label, cells in _result_rows(seen, beside):
         table.add_row(label, *cells)
-    return Group(table, *[Text(line) for line in conclusions(seen)])
+    return Group(_measured(seen, beside), table, *[Text(line) for line in conclusions(seen)])
+
+
+def _measured(seen: View, beside: Sequence[TrialRecord]) -> Table:
+    """Baselines first, then the fine-tunes, on the same folds."""
+    title = f"{escape(seen.record.name)}: the best of {_judged(seen)[0]} configurations"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("on the same folds")
+    described = [reading.describe(seen, trial)["metrics"] for trial in beside]
+    for name in described[0]:
+        table.add_column(name, justify="right")
+    for each in reading.baselines(seen):
+        label = baselines.meaning(seen.record.spec.task, each["name"])
+        if each["metrics"] is None:
+            table.add_row(f"{label}: {escape(each['reason'] or each['state'])}", style="dim")
+        else:
+            table.add_row(label, *[words.number(each["metrics"].get(name)) for name in described[0]])
+    for trial, metrics in reversed(list(zip(beside, described, strict=True))):
+        label, style = _label(trial, beside[0]), "green" if trial is beside[0] else ""
+        table.add_row(label, *[words.number(metrics[name]) for name in described[0]], style=style)
+    return table
 
 
 def _judged(seen: View) -> tuple[int, int]:
     """How many configurations were judged, and how many of these racing stopped."""
-    judged = [t.state for t in seen.trials if t.state in ("complete", "stopped") and t.duplicate_of is None]
+    tuned = [trial for trial in seen.trials if not trial.is_baseline]
+    judged = [t.state for t in tuned if t.state in ("complete", "stopped") and t.duplicate_of is None]
     return len(judged), judged.count("stopped")
 
 
-def _column_title(trial: TrialRecord, best: TrialRecord) -> str:
+def _label(trial: TrialRecord, best: TrialRecord) -> str:
     name = "default" if trial.is_default else f"trial {trial.number}"
     return f"{name} (best)" if trial is best else name
 
 
 def _result_rows(seen: View, trials: Sequence[TrialRecord]) -> list[tuple[str, list[str]]]:
     described = [reading.describe(seen, trial) for trial in trials]
-    name = seen.record.spec.objective
-    rows = [(f"[bold]{name}[/bold]", [f"[bold]{words.number(item['value'])}[/bold]" for item in described])]
-    others = [metric for metric in described[0]["metrics"] if metric != name]
-    rows += [(metric, [words.number(item["metrics"][metric]) for item in described]) for metric in others]
+    rows = []
     for index, fold in enumerate(described[0]["folds"]):
         repeat = f" (repeat {fold['repeat'] + 1})" if len(seen.record.plan.assignment) > 1 else ""
         losses = [words.number(item["folds"][index]["loss"]) for item in described]
@@ -190,7 +208,9 @@ def conclusions(seen: View) -> list[str]:
         ]
         share = f"{sum(losses)} of {len(losses)} folds"
         lines.append(f"Trial {best.name} has a lower loss than the default configuration on {share}.")
-    if record.floor:
+    if (named := words.best_baseline(record, seen.trials)) is not None:
+        lines.append(words.against_baseline(record, best, named))
+    elif record.floor:
         accuracy = words.number(record.floor["accuracy"])
         loss = words.number(record.floor["validation_loss"])
         lines.append(f"Class frequencies alone reach loss {loss} and accuracy {accuracy} on the same folds.")

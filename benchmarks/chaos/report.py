@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import foldtune
+from benchmarks import machine
 from benchmarks.chaos import checker, measures
 from benchmarks.chaos.checker import Violation
 from benchmarks.chaos.harness import Options, Run
@@ -86,23 +83,11 @@ def common(options: Options, run: Run) -> dict[str, Any]:
         "workers_started": run.started,
         "notes": run.notes,
         "seconds": round(run.seconds, 1),
-        "machine": machine(),
+        "machine": machine.hardware(),
         "versions": versions(),
     }
 
 
-def machine() -> Mapping[str, Any]:
-    """What it ran on."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": names[0].partition(":")[2].strip() if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-        "kernel": platform.release(),
-    }
-
-
-def versions() -> Mapping[str, str]:
-    """What ran."""
-    return {"foldtune": foldtune.__version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}}
+def versions() -> Mapping[str, str | None]:
+    """What ran; `machine` has Python's."""
+    return {"foldtune": foldtune.__version__, **machine.versions(PACKAGES)}

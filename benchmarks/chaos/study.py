@@ -33,6 +33,7 @@ model: {{path: ./model}}
 task: classification
 data: {{path: rows.jsonl}}
 cross_validation: {{folds: {folds}}}
+baselines: []
 seed: {seed}
 training: {{epochs: {epochs}, lora_dropout: 0.1}}
 search:

@@ -45,6 +45,8 @@ class Course:
     spent: float = 0.0  # device seconds here, of all epochs; writing checkpoints is none of them
     limit: float = math.inf  # device seconds that the unit may take from the start of the running epoch
     pace: float = 0.0  # device seconds of the last epoch
+    since: float = 0.0  # when it began here
+    goes: int = 0  # steps and evaluations since then
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,6 +59,7 @@ class Course:
             ValueError: the checkpoint is damaged, or another unit's. OSError: it cannot be read.
         """
         unit = self.order
+        self.since = perf_counter()
         self.state = learner.begin(unit.settings, unit.seed, self.data.classes)
         if unit.resume is not None:
             self._restore(unit.resume)
@@ -72,6 +75,7 @@ class Course:
         unit, began = self.order, perf_counter()
         if self.epoch == unit.settings.epochs:
             return None, True
+        self.goes += 1
         within = self.step - self.epoch * self.steps_per_epoch
         if within == self.steps_per_epoch:
             return self._evaluated(began), False
@@ -87,8 +91,19 @@ class Course:
             raise Stopped(Outcome.DIVERGED, f"loss {nats} at step {self.step}")
         self.nats += nats
         self.spend(perf_counter() - began)
-        told = Progress(unit=unit.unit, epoch=self.epoch + 1, step=self.step, steps=steps, loss=nats / len(rows))
+        told = Progress(
+            unit=unit.unit,
+            epoch=self.epoch + 1,
+            step=self.step,
+            steps=steps,
+            loss=nats / len(rows),
+            to_go=self._to_go(steps - self.step + unit.settings.epochs - self.epoch),
+        )
         return told, False
+
+    def _to_go(self, goes: int) -> float:
+        """Seconds that so many steps and evaluations will take."""
+        return (perf_counter() - self.since) / self.goes * goes
 
     def spend(self, seconds: float) -> None:
         """The device worked so long for this unit."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from benchmarks import machine
 from benchmarks.engine_curve import shapes
-from benchmarks.search_speed import machine
 from orchestrator.contract import Progress
 from trial_worker.engine import Pack, prepare
 

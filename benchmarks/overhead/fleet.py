@@ -16,6 +16,7 @@ from benchmarks.overhead import figures, server, worker
 from benchmarks.overhead.meters import Statements
 from orchestrator import study, workers
 from orchestrator.database.engine import connect
+from trial_worker.lifeline import die_with_parent
 
 START_SECONDS = 300.0  # until every worker is ready
 GIVEN_UP_SECONDS = 120.0  # without a whole trial
@@ -41,21 +42,20 @@ def measure(shift: Shift) -> dict[str, Any]:
     gate, answers, units = fork.Barrier(shift.workers + 1), fork.Queue(), fork.Value("i", 0)
     shared = (gate, answers, units)
     crew = [fork.Process(target=_live, args=(shift, index, *shared)) for index in range(shift.workers)]
-    for process in crew:
-        process.start()
     try:
+        for process in crew:
+            process.start()
         found: dict[str, Any] = {"workers": shift.workers}
         if shift.paced_seconds:
             found["paced"] = _window(shift, gate, answers, training=True)
         found["flat"] = _window(shift, gate, answers, training=False)
-    except BaseException:
-        gate.abort()  # nobody waits for those that failed
-        raise
-    finally:
         for process in crew:
             process.join(60)
+    finally:  # at an error or a signal they may wait for each other, or sleep to the end of their window
+        for process in crew:
             if process.is_alive():
                 process.kill()
+                process.join()
     if not shift.paced_seconds:  # one worker alone waits for nobody: the same calls, whether it trains between or not
         found["paced"] = found["flat"]
     return found
@@ -76,6 +76,7 @@ def _window(shift: Shift, gate: Any, answers: Any, *, training: bool) -> dict[st
 
 
 def _live(shift: Shift, index: int, gate: Any, answers: Any, units: Any) -> None:
+    die_with_parent()
     try:
         engine, statements = connect(shift.url), Statements()
         statements.watch(engine)

@@ -14,8 +14,9 @@ from typing import Any
 import psycopg2
 from sqlalchemy.engine import URL
 
+from benchmarks import machine
 from benchmarks.chaos.postgres import Postgres
-from benchmarks.chaos.report import machine, versions
+from benchmarks.chaos.report import versions
 from benchmarks.overhead import closeup, figures, fleet, history, server
 from benchmarks.overhead.fleet import Shift
 from benchmarks.overhead.study import Kind, begin
@@ -44,7 +45,7 @@ def talk(words: str) -> None:
 
 def run(options: Options) -> dict[str, Any]:
     """Everything, as the JSON object."""
-    load = [round(value, 2) for value in os.getloadavg()]
+    around = machine.describe()
     folder = Path(tempfile.mkdtemp(prefix="foldtune-overhead-", dir="/tmp"))
     folder.chmod(0o755)  # the server's account passes through
     os.environ.setdefault("FOLDTUNE_HOME", str(folder / "home"))
@@ -66,7 +67,7 @@ def run(options: Options) -> dict[str, Any]:
         "holds": figures.holds(points),
         "points": points,
         "growth": _growth(points),
-        "machine": {**machine(), "load_before": load},
+        "machine": around,
         "versions": versions(),
     }
 

@@ -26,6 +26,7 @@ model: {{path: ./model}}
 task: classification
 data: {{path: rows.jsonl}}
 cross_validation: {{folds: 5}}
+baselines: []
 training: {{epochs: 2}}
 search:
   sampler: {sampler}

@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.sampler_replay import figures, replays
 from benchmarks.sampler_replay.simulate import CAPS, SAMPLERS, Form
-from benchmarks.search_speed import harness, machine
+from benchmarks.search_speed import harness
 
 RULES = ("none", "forgiving", "forgiving+hopeless", "paired", "paired+hopeless")
 

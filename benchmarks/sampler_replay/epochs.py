@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.sampler_replay import figures, table
 from benchmarks.sampler_replay.figures import BUDGETS
 from benchmarks.sampler_replay.simulate import Form, simulate
 from benchmarks.sampler_replay.table import Table
-from benchmarks.search_speed import harness, machine
+from benchmarks.search_speed import harness
 
 
 def ways(recorded: Table) -> Mapping[str, tuple[Table, bool]]:

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks import machine
 from benchmarks.sampler_replay import crew, plan, table
 from benchmarks.sampler_replay.journal import Journal
 from benchmarks.sampler_replay.plan import Plan
 from benchmarks.sampler_replay.table import Table, Unit, floats
-from benchmarks.search_speed import harness, machine
+from benchmarks.search_speed import harness
 from orchestrator.contract import EpochDone, TrainUnit, UnitEnded
 from orchestrator.errors import FoldtuneError
 

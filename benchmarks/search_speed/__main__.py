@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.search_speed import figures, harness, machine, replay
+from benchmarks import machine
+from benchmarks.search_speed import figures, harness, replay
 from benchmarks.search_speed.harness import Options
 
 ENTRIES = Path(__file__).with_name("entries.json")

@@ -89,6 +89,7 @@ def write_study(replay: Replay, folder: Path) -> Path:
         "training": dict(replay.fixed),
         "search": {"sampler": "random", "space": {name: dict(entry) for name, entry in replay.space.items()}},
         "racing": {"rule": "none"},
+        "baselines": [],
         "budget": {"trials": len(replay.trials)},
     }
     path = folder / "study.yaml"

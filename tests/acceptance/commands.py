@@ -21,6 +21,7 @@ model: {{path: ./model}}
 task: classification
 data: {{path: rows.jsonl}}
 cross_validation: {{folds: 2}}
+baselines: []
 training: {{target_modules: [query, value], max_length: 16, epochs: {epochs}}}
 search:
   sampler: grid

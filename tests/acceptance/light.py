@@ -29,6 +29,7 @@ model: {{path: ./model}}
 task: classification
 data: {{path: rows.jsonl}}
 cross_validation: {{folds: 2}}
+baselines: []
 training: {{epochs: {epochs}}}
 search:
   sampler: grid

@@ -40,7 +40,7 @@ OURS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_b
 def test_connections_that_are_terminated_again_and_again_cost_nothing(
     engine: Engine, storage: str, tmp_path: Path
 ) -> None:
-    expected = launched(engine, tmp_path, epochs=8)
+    expected = launched(engine, tmp_path, epochs=5)
     broken = 0
     with worker(storage) as running:
         wait_until(lambda: count(engine, "result") > 0)
@@ -51,7 +51,7 @@ def test_connections_that_are_terminated_again_and_again_cost_nothing(
         assert running.end() == 0
     assert broken > 5
     assert charged(engine) == 0
-    assert rows(engine, "SELECT count(*), count(DISTINCT (unit, epoch)) FROM result") == [(80, 80)]
+    assert rows(engine, "SELECT count(*), count(DISTINCT (unit, epoch)) FROM result") == [(50, 50)]
     assert table(engine) == expected
 
 
@@ -60,7 +60,7 @@ def test_a_frozen_backend_is_given_up_within_ten_seconds_and_another_serves(
 ) -> None:
     expected = launched(engine, tmp_path)
     idle = f"SELECT pid {OURS} AND state = 'idle'"
-    with worker(storage, FOLDTUNE_LIGHT_EPOCH_SECONDS="0.5") as running:
+    with worker(storage, FOLDTUNE_LIGHT_EPOCH_SECONDS="0.3") as running:
         wait_until(lambda: count(engine, "result") > 2)
         frozen: list[int] = []
         while not frozen:  # at rest: one that holds locks would hold up its successor too
@@ -86,7 +86,7 @@ def test_a_frozen_backend_is_given_up_within_ten_seconds_and_another_serves(
 
 def test_postgres_may_crash_again_and_again_under_a_study(private: Postgres, away: str, tmp_path: Path) -> None:
     engine = connect(make_url(away))
-    expected = launched(engine, tmp_path, epochs=12)
+    expected = launched(engine, tmp_path, epochs=8)
     with worker(away) as running:
         for seconds_down in (0, 0, 3, 0, 1):
             seen = count(engine, "result")
@@ -130,7 +130,7 @@ def test_after_everything_died_at_once_one_command_finishes_the_study(
 
 def test_no_free_connection_is_one_line_and_ends_when_one_is_free(private: Postgres, away: str, tmp_path: Path) -> None:
     engine = connect(make_url(away))
-    expected = launched(engine, tmp_path)
+    expected = launched(engine, tmp_path, epochs=2)
     taken: list[psycopg2.extensions.connection] = []
     with worker(away, FOLDTUNE_LIGHT_EPOCH_SECONDS="0.5") as running:
         wait_until(lambda: count(engine, "result") > 2)
@@ -260,7 +260,7 @@ def test_a_full_disk_of_the_database_holds_up_results_until_there_is_room_and_lo
 ) -> None:
     url, folder = cramped
     engine = connect(make_url(url))
-    expected = launched(engine, tmp_path, epochs=12)
+    expected = launched(engine, tmp_path, epochs=8)
     acknowledged = "SELECT unit, epoch, reported_at FROM result"
     with worker(url, FOLDTUNE_LIGHT_EPOCH_SECONDS="0.15") as running:
         wait_until(lambda: count(engine, "result") > 3)

@@ -259,7 +259,10 @@ def test_two_workers_of_one_name_share_no_lease(engine: Engine, storage: str, tm
     with worker(storage, "--name", "w1", "s") as one, worker(storage, "--name", "w1", "s") as other:
         assert (one.end(), other.end()) == (0, 0)
     assert rows(engine, "SELECT count(DISTINCT worker), max(attempts) FROM unit") == [(2, 1)]
-    assert rows(engine, "SELECT name, count(*) FROM worker GROUP BY 1") == [("w1", 2)]
+    assert rows(engine, "SELECT name, farewell, count(*) FROM worker GROUP BY 1, 2") == [("w1", "no work left", 2)]
+    assert rows(engine, "SELECT state::text, count(*), count(DISTINCT configuration) FROM trial GROUP BY 1") == [
+        ("complete", 5, 5)
+    ]
     assert table(engine) == expected
 
 

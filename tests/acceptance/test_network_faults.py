@@ -27,8 +27,11 @@ from tests.conftest import _forget
 from tests.database import studies
 from tests.database.studies import rows
 
-# With most of its epochs to come: the next commit is of a report, and of no lease.
-FRESH = "unit u WHERE state = 'leased' AND (SELECT count(*) FROM result WHERE unit = u.id) BETWEEN 1 AND 2"
+# With most of its epochs to come, and the next unit taken ahead: the next commit is of a report, and of no lease.
+FRESH = (
+    "unit u WHERE state = 'leased' AND (SELECT count(*) FROM result WHERE unit = u.id) BETWEEN 1 AND 2 "
+    "AND (SELECT count(*) FROM unit WHERE state = 'leased') = 2"
+)
 
 
 def test_a_result_whose_acknowledgement_was_lost_is_sent_again_and_accepted_once(

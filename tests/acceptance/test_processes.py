@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from tests.acceptance import light
 from tests.acceptance.commands import alive, children, foldtune, grid_study, start, wait_until
 from tests.database.studies import rows
 
@@ -46,24 +47,12 @@ def test_run_goes_from_a_file_to_a_winner_that_the_database_reproduces(
     assert again.stdout == done.stdout
 
 
-def test_two_workers_give_each_grid_point_exactly_one_complete_trial(study: Path, storage: str, engine: Engine) -> None:
-    assert foldtune("launch", str(study), OPTUNA_STORAGE=storage).returncode == 0
-    workers = [start("worker", "tiny", OPTUNA_STORAGE=storage) for _ in range(2)]
-    talk = [worker.communicate(timeout=240)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], talk
-    assert rows(engine, "SELECT state::text, count(*), count(DISTINCT configuration) FROM trial GROUP BY 1") == [
-        ("complete", 5, 5)
-    ]
-    assert rows(engine, "SELECT max(attempts) FROM unit") == [(1,)]
-    assert rows(engine, "SELECT count(*) FROM worker WHERE farewell = 'no work left'") == [(2,)]
-
-
 def test_ctrl_c_stops_a_run_and_the_same_command_goes_on_to_the_same_numbers(
     tmp_path: Path, storage: str, engine: Engine
 ) -> None:
-    study = grid_study(tmp_path, epochs=40)
-    run = start("run", str(study), "--workers", "1", OPTUNA_STORAGE=storage)
-    wait_until(lambda: rows(engine, REPORTED) > [(50,)])
+    study = light.write(tmp_path, epochs=8)
+    run = start("run", str(study), "--workers", "1", OPTUNA_STORAGE=storage, **light.LIGHT)
+    wait_until(lambda: rows(engine, REPORTED) > [(20,)])
     os.killpg(run.pid, signal.SIGINT)
     _, talk = run.communicate(timeout=30)
     assert run.returncode == 130, talk
@@ -72,9 +61,9 @@ def test_ctrl_c_stops_a_run_and_the_same_command_goes_on_to_the_same_numbers(
     assert rows(engine, LEASED) == [(0,)], talk
     finished = rows(engine, "SELECT count(*) FROM unit WHERE state = 'done'")
     assert [(0,)] < finished < [(10,)]
-    done = foldtune("run", str(study), "--workers", "1", OPTUNA_STORAGE=storage)
+    done = foldtune("run", str(study), "--workers", "1", OPTUNA_STORAGE=storage, **light.LIGHT)
     assert done.returncode == 0, done.stderr
-    assert rows(engine, "SELECT count(*) FROM unit WHERE state = 'done'") == [(10,)]
+    assert light.table(engine) == light.undisturbed(study)
 
 
 @pytest.mark.slow  # test_recovery.py does the same with an engine that starts at once
@@ -115,10 +104,15 @@ def test_a_trainer_killed_while_it_loads_the_study_is_replaced(study: Path, stor
 
 
 def test_a_trainer_dies_within_two_seconds_of_its_supervisor(study: Path, storage: str, engine: Engine) -> None:
+    """Until then neither says the database's password where other users of the machine see it."""
     foldtune("launch", str(study), OPTUNA_STORAGE=storage)
     worker = start("worker", "tiny", OPTUNA_STORAGE=storage)
     wait_until(lambda: bool(children(worker.pid)))
     [trainer] = children(worker.pid)
+    password = storage.split("@")[0].rpartition(":")[2]
+    assert password not in Path(f"/proc/{worker.pid}/cmdline").read_text()
+    assert password not in Path(f"/proc/{trainer}/cmdline").read_text()
+    assert password not in Path(f"/proc/{trainer}/environ").read_text()
     os.kill(worker.pid, signal.SIGKILL)
     worker.communicate()
     died = time.monotonic()
@@ -142,32 +136,19 @@ def test_sigterm_gives_the_unit_back_uncharged_within_five_seconds(
 
 
 def test_stopping_a_study_makes_its_workers_leave(tmp_path: Path, storage: str, engine: Engine) -> None:
-    foldtune("launch", str(grid_study(tmp_path, epochs=1000)), OPTUNA_STORAGE=storage)
-    worker = start("worker", "tiny", OPTUNA_STORAGE=storage)
+    foldtune("launch", str(light.write(tmp_path, epochs=1000)), OPTUNA_STORAGE=storage)
+    worker = start("worker", "s", OPTUNA_STORAGE=storage, **light.LIGHT)
     wait_until(lambda: rows(engine, REPORTED) > [(0,)])
-    assert "goes on from them" in foldtune("stop", "tiny", OPTUNA_STORAGE=storage).stderr
+    assert "goes on from them" in foldtune("stop", "s", OPTUNA_STORAGE=storage).stderr
     _, talk = worker.communicate(timeout=30)
     assert worker.returncode == 0, talk
-    status = json.loads(foldtune("status", "tiny", "--json", OPTUNA_STORAGE=storage).stdout)
+    status = json.loads(foldtune("status", "s", "--json", OPTUNA_STORAGE=storage).stdout)
     assert status["state"] == "stopped"
     assert status["trials"]["running"] == 0
 
 
-def test_the_storage_url_with_its_password_is_in_no_argument_list(study: Path, storage: str, engine: Engine) -> None:
-    foldtune("launch", str(study), OPTUNA_STORAGE=storage)
-    worker = start("worker", "tiny", OPTUNA_STORAGE=storage)
-    wait_until(lambda: bool(children(worker.pid)))
-    [trainer] = children(worker.pid)
-    password = storage.split("@")[0].rpartition(":")[2]
-    assert password not in Path(f"/proc/{worker.pid}/cmdline").read_text()
-    assert password not in Path(f"/proc/{trainer}/cmdline").read_text()
-    assert password not in Path(f"/proc/{trainer}/environ").read_text()
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.communicate()
-
-
-def test_the_dashboard_serves_the_study(study: Path, storage: str) -> None:
-    foldtune("launch", str(study), OPTUNA_STORAGE=storage)
+def test_the_dashboard_serves_the_study(engine: Engine, tmp_path: Path, storage: str) -> None:
+    light.launched(engine, tmp_path, name="tiny")
     dashboard = start("dashboard", "--port", "18765", OPTUNA_STORAGE=storage)
 
     def studies() -> list[str]:
@@ -177,18 +158,22 @@ def test_the_dashboard_serves_the_study(study: Path, storage: str) -> None:
         except OSError:
             return []
 
-    wait_until(lambda: studies() == ["tiny"], seconds=30)
-    os.kill(dashboard.pid, signal.SIGINT)
-    _, talk = dashboard.communicate(timeout=10)
-    assert "Traceback" not in talk
+    try:
+        wait_until(lambda: studies() == ["tiny"])
+        os.kill(dashboard.pid, signal.SIGINT)
+        _, talk = dashboard.communicate(timeout=10)
+        assert "Traceback" not in talk
+    finally:
+        dashboard.kill()
+        dashboard.communicate()
 
 
 def test_a_study_runs_on_the_embedded_postgres_from_nothing(
-    study: Path, foldtune_home: Path, tmp_path_factory: pytest.TempPathFactory, postgres: str
+    tmp_path: Path, foldtune_home: Path, tmp_path_factory: pytest.TempPathFactory, postgres: str
 ) -> None:
     """No storage is named; `postgres` only makes root keep its servers out of /var/lib."""
     try:
-        done = foldtune("run", str(study), "--workers", "1", "--smoke", "--json")
+        done = foldtune("run", str(light.write(tmp_path)), "--workers", "1", "--smoke", "--json", **light.LIGHT)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["value"] > 0
         assert foldtune("db", "status").returncode == 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import order
+from benchmarks import machine, order
 from benchmarks.search_speed import account, figures, fleet, harness, product, record, replay
 from benchmarks.search_speed.account import Run, Spent, Tokens, UnitResult, Winner
 from orchestrator import study_file
@@ -25,8 +25,8 @@ from tests import tiny_models
 from tests.acceptance.commands import ROOT
 
 FOLDER = Path(figures.__file__).parent
-NAMES = ("account", "engine", "figures", "fleet", "form", "harness", "machine", "replay", "scores", "__main__")
-LIGHT = (*(FOLDER / f"{name}.py" for name in NAMES), Path(order.__file__))
+NAMES = ("account", "engine", "figures", "fleet", "form", "harness", "replay", "scores", "__main__")
+LIGHT = (*(FOLDER / f"{name}.py" for name in NAMES), Path(order.__file__), Path(machine.__file__))
 PURE = ("contract", "lifecycle", "objective", "racing")
 STUDY = """
 study: tiny

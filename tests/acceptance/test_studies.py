@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from tests.acceptance import light
 from tests.acceptance.commands import ROOT, foldtune
 from tests.database.studies import rows
 
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
 NEED_PACKAGE = {"glosses", "grid", "augmentation", "self-training"}
+TRAINED_BY_THE_README = {"glosses", "grid"}  # with their model, in test_readme.py; here without torch
 SECONDS = {"glosses": 480, "grid": 300, "causal": 480, "augmentation": 600, "self-training": 3600}  # on 2 CPU cores
 
 
@@ -37,7 +39,8 @@ def test_a_study_file_is_valid_and_says_how_to_run_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", study_files())
 def test_a_study_file_runs_small(path: Path, storage: str) -> None:
-    done = foldtune("run", str(path), "--smoke", "--workers", "1", "--json", OPTUNA_STORAGE=storage)
+    engine = light.LIGHT if path.stem in TRAINED_BY_THE_README else {}
+    done = foldtune("run", str(path), "--smoke", "--workers", "1", "--json", OPTUNA_STORAGE=storage, **engine)
     assert done.returncode == 0, done.stderr
     best = json.loads(done.stdout)
     assert len(best["folds"]) == 2

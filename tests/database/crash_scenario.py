@@ -44,6 +44,7 @@ model: {path: ./model}
 task: classification
 data: {path: rows.jsonl}
 cross_validation: {folds: 2}
+baselines: []
 training: {epochs: 2}
 artifacts: {store: ./store, keep: 1}
 search:

@@ -22,6 +22,7 @@ model: {{path: ./model}}
 task: classification
 data: {{path: rows.jsonl}}
 cross_validation: {{folds: {folds}}}
+baselines: [{baselines}]
 search:
   sampler: {sampler}
   space:
@@ -45,6 +46,7 @@ def write(
     texts: int = 12,
     also: str = "",
     more: str = "",
+    baselines: str = "",
 ) -> Path:
     """A study file with its data and a model folder that has the right files and no content.
 
@@ -58,7 +60,9 @@ def write(
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     path = folder / f"{name}.yaml"
     also = also and f"    {also}\n"
-    text = STUDY.format(name=name, sampler=sampler, rates=rates, folds=folds, budget=budget, also=also, more=more)
+    text = STUDY.format(
+        name=name, sampler=sampler, rates=rates, folds=folds, budget=budget, also=also, more=more, baselines=baselines
+    )
     if "racing:" not in more:
         text += "racing: {rule: none}\n"
     path.write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from tests import postgres as servers
 from tests.acceptance.commands import ROOT
 from tests.conftest import _prepare
 
-SHARES = 4  # the places are dealt out to so many tests, which run beside each other
+SHARES = 2  # the places are dealt out to so many tests, which run beside each other
 
 
 def visit(server: str, folder: Path, share: int, of: int) -> dict[str, object]:

@@ -20,14 +20,15 @@ from tests.acceptance.commands import foldtune
 from tests.database import studies
 from tests.database.studies import rows
 
-# What versions 0006, 0004, 0003 and 0002 added. Without it a database is what a program of version 0001 left behind.
+# What versions 0006 to 0002 added. Without it a database is what a program of version 0001 left behind.
 UNDO = """
 DROP INDEX foldtune.trial_states, foldtune.trial_best, foldtune.trial_unshown, foldtune.trial_untold,
-  foldtune.trial_duplicate, foldtune.trial_default, foldtune.unit_charged;
+  foldtune.trial_duplicate, foldtune.trial_default, foldtune.trial_baseline, foldtune.unit_charged;
 DROP FUNCTION foldtune.state_at_rest;
 DROP TABLE foldtune.attempt, foldtune.artifact, foldtune.leftover, foldtune.identity;
 ALTER TABLE foldtune.unit DROP COLUMN token;
-ALTER TABLE foldtune.trial DROP COLUMN run, DROP COLUMN epoch;
+ALTER TABLE foldtune.trial DROP COLUMN run, DROP COLUMN epoch, DROP CONSTRAINT trial_origin_check,
+  ADD CONSTRAINT trial_origin_check CHECK (origin IN ('default', 'grid', 'random', 'model'));
 ALTER TABLE foldtune.study DROP COLUMN artifacts, DROP COLUMN writers, DROP COLUMN pool;
 UPDATE foldtune.alembic_version SET version_num = '0001';
 """
@@ -60,6 +61,11 @@ def again(url: str) -> Engine:
     connect(make_url(url)).dispose()
     connect.cache_clear()
     return connect(make_url(url))
+
+
+def test_the_program_wants_the_newest_version_there_is() -> None:
+    versions = Path(migrate.__file__).parent / "migrations" / "versions"
+    assert max(path.name[:4] for path in versions.glob("*.sql")) == migrate.HEAD
 
 
 def test_a_newer_schema_is_refused_before_anything_is_written(engine: Engine, storage: str) -> None:

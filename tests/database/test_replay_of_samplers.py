@@ -25,6 +25,7 @@ model: {{path: ./model}}
 task: classification
 data: {{path: rows.jsonl}}
 cross_validation: {{folds: 5}}
+baselines: []
 seed: {seed}
 search:
   sampler: {sampler}

@@ -104,9 +104,8 @@ def test_parts_say_what_the_whole_says(engine: Engine, tmp_path: Path, objective
         assert sum(counts.values()) == len(every)
         assert set(counts) == {(trial.state, trial.searched) for trial in every}
         searched = {state: count for (state, of_search), count in counts.items() if of_search}
-        assert words.study_note_of(record, searched, next(iter(best), None), default[0]) == words.study_note(
-            record, every
-        )
+        note = words.study_note_of(record, searched, next(iter(best), None), default[0], None)
+        assert note == words.study_note(record, every)
         if (taken := trials.take(engine, worker, ["s"])) is None:
             break
         studies.train(engine, *taken)

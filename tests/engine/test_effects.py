@@ -58,7 +58,7 @@ BESIDE = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], list[str]]:
     folder: Path = tiny_models.save_bert(tmp_path_factory.mktemp("bert"))
     base = Base.load(tiny_models.pin(folder), "sequence", 3)

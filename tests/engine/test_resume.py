@@ -30,7 +30,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pack]:
     root = tmp_path_factory.mktemp("models")
     bert = Base.load(tiny_models.pin(tiny_models.save_bert(root / "bert")), "sequence", 3)

@@ -137,15 +137,6 @@ def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[
     return losses, {name: p.detach().clone() for name, p in trained.items()}
 
 
-def same_weights(epochs: Sequence[EpochDone], adapter: dict[str, torch.Tensor], share: float) -> None:
-    """share: of each tensor's largest number."""
-    assert epochs[-1].checkpoint is not None
-    end = load_file(epochs[-1].checkpoint.path)
-    for name, value in adapter.items():
-        scale = float(value.abs().max())
-        torch.testing.assert_close(end[f"weight/{name}"], value, rtol=0, atol=share * scale, msg=name)
-
-
 VARIANTS = [
     ("bert", {"label_smoothing": 0.2}),
     ("gpt2", {"label_smoothing": 0.2}),
@@ -158,47 +149,43 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=[f"{case} {next(iter(v))}" for case, v in VARIANTS])
 def test_a_regularised_unit_equals_the_textbook_loop(case: str, variant: dict[str, Any], tmp_path: Path) -> None:
-    save, causal = CASES[case]
-    settings = {**SETTINGS, "epochs": 5, **variant}
-    unit = dataclasses.replace(tiny_models.unit(**settings), scratch=str(tmp_path))
-    pack = pack_of(save, causal, tmp_path, double=True, slots=1 if variant.get("method") else 3)
-    start = fresh(pack, unit)
-    losses, epochs = train(pack, unit, () if variant.get("method") else company(8, **variant))
-    expected, adapter = plain(pack_of(save, causal, tmp_path, double=True, streams=False), unit, start)
-    assert losses == pytest.approx(expected, rel=1e-9)
-    same_weights(epochs, adapter, 1e-8)
+    equal_to_the_textbook_loop(case, tmp_path, variant, rel=1e-9, part=1e-8, double=True)
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in company"])
 @pytest.mark.parametrize(("case", "double"), [*((case, True) for case in CASES), ("bert", False), ("gpt2", False)])
-def test_losses_and_adapter_equal_the_textbook_loop(case: str, double: bool, alone: bool, tmp_path: Path) -> None:
-    save, causal = CASES[case]
-    unit = dataclasses.replace(tiny_models.unit(**SETTINGS), scratch=str(tmp_path))
-    pack = pack_of(save, causal, tmp_path, double=double, slots=1 if alone else 3)
-    assert pack.base.streams == STREAMS[case]
-    start = fresh(pack, unit)
-    losses, epochs = train(pack, unit, () if alone else company(8))
-    expected, adapter = plain(pack_of(save, causal, tmp_path, double=double, streams=False), unit, start)
-    assert len(losses) == 51
-    assert losses == pytest.approx(expected, rel=1e-9 if double else 1e-4)
-    same_weights(epochs, adapter, 1e-8 if double else 1e-3)
+def test_losses_and_adapter_equal_the_textbook_loop(case: str, double: bool, tmp_path: Path) -> None:
+    rel, part = (1e-9, 1e-8) if double else (1e-4, 1e-3)
+    equal_to_the_textbook_loop(case, tmp_path, {}, rel=rel, part=part, double=double)
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in company"])
 @pytest.mark.parametrize("case", ["bert", "llama", "gpt2", "t5-classifier"])
-def test_on_a_base_in_4_bits_they_equal_the_textbook_loop_on_that_base(case: str, alone: bool, tmp_path: Path) -> None:
+def test_on_a_base_in_4_bits_they_equal_the_textbook_loop_on_that_base(case: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'foldtune[quantized]'")
+    equal_to_the_textbook_loop(case, tmp_path, {}, rel=1e-4, part=1e-3, quantization="nf4")
+
+
+def equal_to_the_textbook_loop(
+    case: str, folder: Path, variant: dict[str, Any], *, rel: float, part: float, **holding: Any
+) -> None:
+    """Alone and in company; the loop itself is run once. part: of the largest value of a weight."""
     save, causal = CASES[case]
-    unit = dataclasses.replace(tiny_models.unit(**SETTINGS), scratch=str(tmp_path))
-    pack = pack_of(save, causal, tmp_path, slots=1 if alone else 3, quantization="nf4")
-    assert pack.base.streams == STREAMS[case]
-    start = fresh(pack, unit)
-    losses, epochs = train(pack, unit, () if alone else company(8))
-    again = pack_of(save, causal, tmp_path, streams=False, quantization="nf4")
-    expected, adapter = plain(again, unit, start)
-    assert losses == pytest.approx(expected, rel=1e-4)
-    assert losses[-1] != losses[0]
-    same_weights(epochs, adapter, 1e-3)
+    chosen = {**SETTINGS, **({"epochs": 5, **variant} if variant else {})}
+    unit = dataclasses.replace(tiny_models.unit(**chosen), scratch=str(folder))
+    packs = [(pack_of(save, causal, folder, slots=slots, **holding), others) for slots, others in ((1, 0), (3, 8))]
+    start = fresh(packs[0][0], unit)
+    expected, adapter = plain(pack_of(save, causal, folder, streams=False, **holding), unit, start)
+    assert len(expected) == 3 * chosen["epochs"]
+    assert expected[-1] != expected[0]
+    for pack, others in packs:
+        assert pack.base.streams == STREAMS[case]
+        assert all(torch.equal(value, start[name]) for name, value in fresh(pack, unit).items())
+        losses, epochs = train(pack, unit, company(others, **variant))
+        assert losses == pytest.approx(expected, rel=rel), f"beside {others}"
+        assert epochs[-1].checkpoint is not None
+        end = load_file(epochs[-1].checkpoint.path)
+        for name, value in adapter.items():
+            most = part * float(value.abs().max())
+            torch.testing.assert_close(end[f"weight/{name}"], value, rtol=0, atol=most, msg=f"{name} beside {others}")
 
 
 def pack_of(

@@ -20,7 +20,7 @@ from trial_worker.tasks import CausalLm, Classification
 Numbers = Mapping[int, list[float]]  # unit -> training loss of every step, then validation nats of every epoch
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Base, Rows]]:
     root = tmp_path_factory.mktemp("models")
     found = {}
@@ -172,12 +172,17 @@ class Scarce:
         monkeypatch.setattr(micro_step, "collate", limited)
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+EPOCHS = {"bert": 2, "llama": 1, "t5": 1}
+
+
+@pytest.mark.parametrize("name", EPOCHS)
 def test_running_out_of_memory_in_company_changes_no_number(
     name: str, packs: dict[str, tuple[Base, Rows]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     units = [
-        tiny_models.unit(number=i, seed=i, lora_dropout=0.2, batch_size=4 + 5 * i, lora_rank=3 * i + 1)
+        tiny_models.unit(
+            number=i, seed=i, lora_dropout=0.2, batch_size=4 + 5 * i, lora_rank=3 * i + 1, epochs=EPOCHS[name]
+        )
         for i in range(4)
     ]
     expected = alone(*packs[name], units)

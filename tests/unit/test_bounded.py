@@ -18,6 +18,9 @@ class Dead(Folder):
     def write(self, name: str, content: bytes) -> None:
         threading.Event().wait()
 
+    def read(self, name: str, size: int) -> bytes:
+        threading.Event().wait()
+
     def size(self, name: str) -> int:
         raise TimeoutError("the driver's own")
 
@@ -30,8 +33,11 @@ def test_a_store_that_hangs_is_an_error_after_its_time(tmp_path: Path) -> None:
 
 
 def test_larger_files_have_more_time(tmp_path: Path) -> None:
+    files = Bounded(Dead(tmp_path), seconds=0.2)
     with pytest.raises(TimeoutError, match=r"for 1 s"):
-        Bounded(Dead(tmp_path), seconds=0.2).write("a", bytes(2**20))
+        files.write("a", bytes(2**20))
+    with pytest.raises(TimeoutError, match=r"for 1 s"):
+        files.read("a", 2**20)
 
 
 def test_what_the_folder_does_and_raises_comes_through(tmp_path: Path) -> None:
@@ -39,11 +45,11 @@ def test_what_the_folder_does_and_raises_comes_through(tmp_path: Path) -> None:
     assert not files.there()
     files.make()
     files.write("a", b"abc")
-    assert (files.there(), files.read("a"), files.size("a")) == (True, b"abc", 3)
+    assert (files.there(), files.read("a", 3), files.size("a")) == (True, b"abc", 3)
     assert [entry.name for entry in files.entries()] == ["a"]
     files.remove("a")
     with pytest.raises(FileNotFoundError):
-        files.read("a")
+        files.read("a", 3)
     files.discard()
     assert not files.there()
     with pytest.raises(TimeoutError, match="the driver's own"):

@@ -20,7 +20,7 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 TORCH = ("torch", "transformers", "peft", "safetensors", "accelerate")
-ENGINE = ("trial_worker.engine", "trial_worker.tasks", "trial_worker.augment")
+ENGINE = ("trial_worker.engine", "trial_worker.tasks", "trial_worker.augment", "trial_worker.baselines")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -93,6 +93,7 @@ def test_training_runs_without_optuna_and_without_a_database() -> None:
 def test_training_knows_only_the_contract_and_pure_modules() -> None:
     pure = {
         "orchestrator",
+        "orchestrator.baselines",
         "orchestrator.contract",
         "orchestrator.crash_points",
         "orchestrator.durable",

@@ -1,13 +1,19 @@
-"""The figures of `benchmarks.overhead`."""
+"""The figures of `benchmarks.overhead`, and how it ends."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.overhead import __main__ as command
 from benchmarks.overhead import figures, history
+
+ROOT = Path(__file__).parents[2]
 
 
 def log(**changes: Any) -> dict[str, Any]:
@@ -82,3 +88,30 @@ def test_the_command_line() -> None:
     assert command.parse([])[0].trials == [100, 1000, 10_000]
     with pytest.raises(SystemExit):
         command.parse(["--workers", "0"])
+
+
+CREW = """
+import multiprocessing, time
+from benchmarks.overhead import __main__ as command, fleet
+
+def window(*_, **__):
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+
+fleet._live, fleet._window = lambda *_: time.sleep(600), window
+shift = fleet.Shift(
+    url=None, postmaster=0, name="s", workers=3, unit_seconds=1, paced_seconds=1, flat_seconds=1, flat_trials=1
+)
+command.harness.run = lambda options: fleet.measure(shift)
+command.main([])
+"""
+
+
+def test_sigterm_ends_the_workers_that_wait_for_each_other() -> None:
+    with subprocess.Popen([sys.executable, "-c", CREW], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        crew = process.stdout.readline().split()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+        assert len(crew) == 3
+        assert not [pid for pid in crew if Path("/proc", pid).exists()]

@@ -90,6 +90,17 @@ def test_a_studys_note_has_question_way_state_and_finding() -> None:
     assert "Class frequencies alone reach 0.69" in note
 
 
+def test_a_studys_note_says_that_runs_are_shared_where_they_are() -> None:
+    shared = record(
+        share_epochs="true",
+        training="{lr_schedule: constant, warmup_ratio: 0}",
+        search="{sampler: random, space: {epochs: [1, 2, 4], batch_size: [4, 8]}}",
+    )
+    note = words.study_note(shared, [])
+    assert "stops those that fall behind. One run of 4 epochs answers for all fewer ones.\n" in note
+    assert "One run" not in words.study_note(record(), [])
+
+
 def test_a_trials_note_says_who_proposed_it_and_what_each_fold_gave() -> None:
     folds = [FoldResult(trial=1, repeat=0, fold=fold, epoch=3, tallies=TALLIES) for fold in range(2)]
     note = words.trial_note(record(), trial(0, 2.0), folds)

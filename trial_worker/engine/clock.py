@@ -1,4 +1,4 @@
-"""Device seconds: what a unit may still take, and what an epoch is expected to take. Pure."""
+"""What a unit may still take of the device, and when it is expected to end. Pure."""
 
 from __future__ import annotations
 
@@ -43,3 +43,24 @@ class Clock:
             raise UnitStopped(
                 Outcome.OVER_BUDGET, f"an epoch takes about {forecast:.0f} s, and {max(left, 0):.0f} s are left"
             )
+
+
+@dataclass
+class Forecast:
+    """When a unit ends, by its pace since `began`. In wall time: what its company takes of the device is in it.
+
+    began: seconds. work: what was left to do then, in any measure. left: what is left of it now.
+    """
+
+    began: float
+    work: float
+    left: float
+
+    def did(self, work: float) -> None:
+        """So much of the work was done."""
+        self.left -= work
+
+    def to_go(self, now: float) -> float:
+        """Seconds until the unit's end; infinite before anything was done."""
+        done = self.work - self.left
+        return (now - self.began) * self.left / done if done > 0 else math.inf

@@ -53,7 +53,7 @@ def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
     Raises:
         ValueError: too few rows, or rows that cannot be rewritten.
     """
-    fold = {number: rows[number] for number in unit.train}
+    fold = {number: rows.raw[number] for number in unit.train}
     written: list[Made] = []
     for number, row in fold.items():
         for copy in range(unit.settings.paraphrases):
@@ -70,7 +70,7 @@ def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
 
 def selected(written: Sequence[Made], rows: Rows, training: Sequence[int]) -> tuple[Made, ...]:
     """What is good of what was written after these training rows alone, as far as they can tell."""
-    fold = {number: rows[number] for number in training}
+    fold = {number: rows.raw[number] for number in training}
     own = [one for one in written if fold.keys() >= set(one.sources)]
     parts: Iterator[Iterator[Made]] = (
         worthy((one for one in own if (one.technique == "paraphrase") == alike), fold, paraphrases=alike)
@@ -103,9 +103,9 @@ def _self_training(
     Models of all inner parts but one predict that one and the pool. The first gives the temperature, by which the
     second become confidences; each further round has one model of the whole fold and the rows labelled so far.
     """
-    fold = {number: rows[number] for number in unit.train}
-    known = {fingerprint(rows[number]) for number in (*unit.train, *unit.validation)}
-    pool = [number for number in rows.pool if fingerprint(rows[number]) not in known]
+    fold = {number: rows.raw[number] for number in unit.train}
+    known = {fingerprint(rows.raw[number]) for number in (*unit.train, *unit.validation)}
+    pool = [number for number in rows.pool if fingerprint(rows.raw[number]) not in known]
     if not pool:
         return ()
     labels, threshold = rows.task.labels, unit.settings.pseudo_threshold

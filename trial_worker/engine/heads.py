@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from orchestrator.contract import derive_seed
 from trial_worker.engine.stream import current
 from trial_worker.engine.token_loss import head_loss
 from trial_worker.tasks.interface import Answers, Batch, answers
@@ -156,6 +157,22 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     logits = model(input_ids=ids).logits
     own = head(model.base_model(input_ids=ids).last_hidden_state)
     return logits.shape == own.shape and torch.allclose(logits, own, rtol=1e-5, atol=1e-5 * float(own.abs().max()))
+
+
+def head_std(model: PreTrainedModel) -> float:
+    """Of the normal distribution that a head's weights are drawn from."""
+    return float(getattr(model.config.get_text_config(), "initializer_range", None) or 0.02)
+
+
+def fresh_heads(templates: Mapping[str, nn.Module], seed: int, std: float) -> dict[str, Tensor]:
+    """prefix.parameter -> weights that a head begins with, from the unit's seed alone. templates: prefix -> module."""
+    fresh: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]):  # drawn on the CPU: equal on every device
+        torch.manual_seed(derive_seed(seed, "head"))
+        for prefix, template in sorted(templates.items()):
+            initialise(template, std)
+            fresh |= {f"{prefix}.{name}": p.detach().clone() for name, p in template.named_parameters()}
+    return fresh
 
 
 def initialise(module: nn.Module, std: float) -> None:

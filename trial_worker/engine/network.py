@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
-from trial_worker.engine.heads import Reader, SlotHead, initialise, read_family, read_mean, read_tokens, reading_logits
+from trial_worker.engine.heads import (
+    Reader,
+    SlotHead,
+    fresh_heads,
+    head_std,
+    read_family,
+    read_mean,
+    read_tokens,
+    reading_logits,
+)
 from trial_worker.engine.lora import Factors, SlotLinear
 from trial_worker.engine.lora_grouped import Stack
 from trial_worker.engine.memory import Layout, Memory
@@ -136,16 +145,10 @@ class Network:
             limit = site.inputs**-0.5
             fresh[site.a] = torch.empty(rank, site.inputs).uniform_(-limit, limit, generator=generator)
             fresh[site.b] = torch.zeros(site.outputs, rank)
-        with torch.random.fork_rng(devices=[]):  # drawn on the CPU: equal on every device
-            torch.manual_seed(derive_seed(seed, "head"))
-            for head in sorted(self.survey.heads, key=lambda one: one.prefix):
-                initialise(head.template, self._std)
-                fresh |= {f"{head.prefix}.{name}": p.detach().clone() for name, p in head.template.named_parameters()}
+        fresh |= fresh_heads(
+            {head.prefix: head.template for head in self.survey.heads}, seed, head_std(self.base.model)
+        )
         return fresh
-
-    @property
-    def _std(self) -> float:
-        return float(getattr(self.base.model.config.get_text_config(), "initializer_range", None) or 0.02)
 
     @contextmanager
     def _in_place(self) -> Iterator[Reader]:

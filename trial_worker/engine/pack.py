@@ -6,12 +6,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from time import monotonic
 
+import numpy as np
 import torch
 
+from orchestrator import baselines
 from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from trial_worker.augment.made import Made
+from trial_worker.baselines import Job
 from trial_worker.engine import optimizer
 from trial_worker.engine.base import Base
+from trial_worker.engine.baseline_slot import BaselineSlot
 from trial_worker.engine.capacity import Capacity, Group, free_bytes, slots_within
 from trial_worker.engine.errors import UnitStopped, is_out_of_memory, leaves_no_device
 from trial_worker.engine.losses import Bundle, training_loss
@@ -20,6 +24,7 @@ from trial_worker.engine.network import Network
 from trial_worker.engine.slot import Slot
 from trial_worker.engine.stream import computing
 from trial_worker.engine.survey import Kind
+from trial_worker.engine.whole import WholeNetwork
 from trial_worker.tasks import task_named
 from trial_worker.tasks.interface import score
 from trial_worker.tasks.rows import Rows, read_snapshot
@@ -35,9 +40,15 @@ class Pack:
     while a unit is in a slot.
     """
 
-    def __init__(self, base: Base, rows: Rows, slots: int | None = None) -> None:
+    def __init__(
+        self, base: Base, rows: Rows, slots: int | None = None, *, shots: int = 4, template: str = "{text}\n{label}"
+    ) -> None:
+        """shots, template: of baselines that prompt, see `trial_worker.baselines`."""
         self.base = base
         self.rows = rows
+        self._prompting = {"shots": shots, "template": template}
+        self._baselines: list[BaselineSlot] = []
+        self._embeddings: dict[int, np.ndarray] = {}
         self.slots = slots or SLOTS.get(base.device.type, 1)
         # where a language model's logits are all there at once, they decide how many tokens fit
         whole = not rows.task.labels and not base.plain_head
@@ -45,15 +56,15 @@ class Pack:
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._pace: float | None = None
         self._new: list[TrainUnit] = []
-        self._made: dict[int, Sequence[Made]] = {}  # of units to come, by their numbers
+        self._given: dict[int, Sequence[Made]] = {}  # of units to come, by their numbers
         self._slots: dict[int, Slot] = {}  # by their place
-        self._networks: dict[Kind, Network] = {}
-        self._network: Network | None = None  # in the model now
+        self._networks: dict[Kind, Network | WholeNetwork] = {}
+        self._network: Network | WholeNetwork | None = None  # in the model now
 
     @property
     def free(self) -> int:
         """Slots without a unit."""
-        return self.slots - len(self._slots) - len(self._new)
+        return self.slots - len(self._slots) - len(self._new) - len(self._baselines)
 
     def add(self, unit: TrainUnit, made: Sequence[Made] = ()) -> None:
         """Give a free slot this unit; nothing is computed yet. made: rows that it trains on beside its own.
@@ -64,7 +75,7 @@ class Pack:
         if self.free <= 0:
             raise RuntimeError(f"no free slot: {self.slots} units are training")
         self._new.append(unit)
-        self._made[unit.unit] = made
+        self._given[unit.unit] = made
 
     def advance(self) -> list[PackEvent]:
         """Do one micro-step, and one evaluation batch, of the units in the slots; what there is to tell of it.
@@ -72,6 +83,8 @@ class Pack:
         A unit that raises ends as an event with the evidence; the others go on as if it had never been there.
         """
         events = self._admit()
+        for baseline in list(self._baselines):
+            events += self._advance(baseline)
         for slot in [slot for slot in self._slots.values() if slot.between_epochs]:
             events += self._next_epoch(slot)
         if training := [slot for slot in self._slots.values() if not slot.evaluating]:
@@ -88,6 +101,9 @@ class Pack:
         for new in [new for new in self._new if new.unit == unit]:
             self._new.remove(new)
             return [new.ended(Outcome.DROPPED, reason, checkpoint=new.resume if keep else None)]
+        for baseline in [baseline for baseline in self._baselines if baseline.unit.unit == unit]:
+            self._baselines.remove(baseline)
+            return [baseline.unit.ended(Outcome.DROPPED, reason)]
         for slot in [slot for slot in self._slots.values() if slot.unit.unit == unit]:
             checkpoint = slot.checkpoint() if keep else None
             return [self._end(slot, Outcome.DROPPED, reason, checkpoint=checkpoint)]
@@ -109,30 +125,52 @@ class Pack:
         events: list[PackEvent] = []
         while self._new:
             unit = self._new[0]
+            if baselines.name_of(unit.settings):
+                self._new.pop(0)
+                job = Job(unit, self.base, self.rows, embeddings=self._embeddings, **self._prompting)
+                self._baselines.append(BaselineSlot(job))
+                continue
             kind = Kind.of(self.base, unit.settings, len(self.rows.task.labels))
-            if self._slots and (self._network is not self._networks.get(kind) or self._too_wide(unit)):
+            if self._slots and (kind.whole or self._network is not self._networks.get(kind) or self._too_wide(unit)):
                 break
             self._new.pop(0)
             events += self._begin(unit, kind)
         return events
 
+    def _advance(self, baseline: BaselineSlot) -> list[PackEvent]:
+        try:
+            events: list[PackEvent] = [*baseline.advance()]
+        except Exception as error:
+            if leaves_no_device(error):
+                raise
+            events = [failed(baseline.unit, error)]
+        if any(isinstance(event, UnitEnded) for event in events):
+            self._baselines.remove(baseline)
+        return events
+
     def _too_wide(self, unit: TrainUnit) -> bool:
         """Whether the adapters of all slots would not fit with this unit's rank."""
         network, rank = self._network, unit.settings.lora_rank
-        return network is not None and network.grows(rank) and self._slots_within(network, rank) < network.slots
+        return (
+            isinstance(network, Network) and network.grows(rank) and self._slots_within(network, rank) < network.slots
+        )
 
     def _slots_within(self, network: Network, rank: int) -> int:
         return slots_within(self.slots, network.slot_bytes(rank), free_bytes(self.base.device))
 
     def _begin(self, unit: TrainUnit, kind: Kind) -> list[PackEvent]:
         try:
-            network = self._networks.get(kind) or Network(self.base, kind, self.slots)
+            network = self._networks.get(kind) or self._made(kind)
             rank = unit.settings.lora_rank
-            if network.grows(rank) and (fit := self._slots_within(network, rank)) < network.slots:
+            if (
+                isinstance(network, Network)
+                and network.grows(rank)
+                and (fit := self._slots_within(network, rank)) < network.slots
+            ):
                 self.slots, network = fit, Network(self.base, kind, fit)
             self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
-            slot = Slot(place, unit, self.base, self.rows, network, self._made.pop(unit.unit, ()))
+            slot = Slot(place, unit, self.base, self.rows, network, self._given.pop(unit.unit, ()))
             if slot.finished:
                 return [unit.ended(Outcome.DONE)]
             network.install()
@@ -140,6 +178,11 @@ class Pack:
         except Exception as error:
             return [failed(unit, error)]
         return []
+
+    def _made(self, kind: Kind) -> Network | WholeNetwork:
+        # its memory is as large as four models: nothing of it stays for the next unit
+        self._networks = {known: network for known, network in self._networks.items() if not known.whole}
+        return WholeNetwork(self.base, kind) if kind.whole else Network(self.base, kind, self.slots)
 
     def _next_epoch(self, slot: Slot) -> list[PackEvent]:
         try:
@@ -304,4 +347,4 @@ def open_study(study: OpenStudy, device: torch.device) -> Pack:
     task = task_named(study.task, study.labels)
     rows, pool = read_snapshot(study.data), read_snapshot(study.pool) if study.pool else []
     base = Base.load(study.model, task.family, len(task.labels), device)
-    return Pack(base, Rows(task, rows, base.tokenizer, pool))
+    return Pack(base, Rows(task, rows, base.tokenizer, pool), shots=study.shots, template=study.template)

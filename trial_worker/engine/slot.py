@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +17,7 @@ from trial_worker.augment.made import Made
 from trial_worker.engine import optimizer, state
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
-from trial_worker.engine.clock import Clock
+from trial_worker.engine.clock import Clock, Forecast
 from trial_worker.engine.dropout import row_keys
 from trial_worker.engine.errors import UnitStopped
 from trial_worker.engine.losses import Bundle, Sample, bundles, share_of
@@ -24,6 +25,7 @@ from trial_worker.engine.network import Network
 from trial_worker.engine.scores import pack_predictions
 from trial_worker.engine.state import Position
 from trial_worker.engine.training_part import training_part
+from trial_worker.engine.whole import WholeNetwork
 from trial_worker.tasks.interface import Scores
 from trial_worker.tasks.rows import Rows
 
@@ -36,7 +38,13 @@ class Slot:
     """
 
     def __init__(
-        self, place: int, unit: TrainUnit, base: Base, rows: Rows, network: Network, made: Sequence[Made] = ()
+        self,
+        place: int,
+        unit: TrainUnit,
+        base: Base,
+        rows: Rows,
+        network: Network | WholeNetwork,
+        made: Sequence[Made] = (),
     ) -> None:
         """Give the unit its weights, fresh or from its checkpoint.
 
@@ -58,6 +66,7 @@ class Slot:
         if self.compares and not rows.task.labels:
             raise ValueError("mixup_alpha and r_drop_alpha compare logits of classes: a language model has none")
         self._batches: list[list[int]] = []  # of this epoch, still to come
+        self._forecast = Forecast(0.0, 0.0, 0.0)
         self._nats = 0.0  # of the effective batch, so far
         self._scores: dict[int, tuple[Scores, int]] = {}
         saved = self._saved()
@@ -95,9 +104,10 @@ class Slot:
 
     def tokens(self, rows: Sequence[int]) -> int:
         """Work of training on these rows and evaluating: a backward pass costs twice a forward one."""
-        return sum(self.items[row].length * 3 for row in rows) + sum(
-            self.items[row].length for row in self.unit.validation
-        )
+        return self._training(rows) + sum(self.items[row].length for row in self.unit.validation)
+
+    def _training(self, rows: Sequence[int]) -> int:
+        return sum(self.items[row].length * 3 for row in rows)
 
     @property
     def draws(self) -> bool:
@@ -143,7 +153,10 @@ class Slot:
         batches = list(effective_batches(order, self.settings.batch_size))
         self._batches = batches[self.at.step - self.at.epoch * self.epoch_steps :]
         self.clock.spend(self.at.seconds)
-        self.clock.demand((pace or 0.0) * self.tokens([row for batch in self._batches for row in batch]))
+        work = self.tokens([row for batch in self._batches for row in batch])
+        self.clock.demand((pace or 0.0) * work)
+        work += (self.settings.epochs - self.at.epoch - 1) * self.tokens(self.unit.train)
+        self._forecast = Forecast(monotonic(), work, work)
         self._next_batch()
 
     def _next_batch(self) -> None:
@@ -199,9 +212,11 @@ class Slot:
         self.at.step = number
         self.at.nats += self._nats
         self.at.weight += weight
+        self._forecast.did(self._training(self.batch))
         self._batches.pop(0)
         self._next_batch()
-        return Progress(unit=self.unit.unit, epoch=self.at.epoch + 1, step=number, steps=steps, loss=loss)
+        to_go = self._forecast.to_go(monotonic())
+        return Progress(unit=self.unit.unit, epoch=self.at.epoch + 1, step=number, steps=steps, loss=loss, to_go=to_go)
 
     def scored(self, samples: Sequence[Sample], scores: Scores) -> None:
         """These validation rows are scored, in this order."""

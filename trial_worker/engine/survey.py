@@ -33,25 +33,26 @@ MEAN_HEAD = "head"  # where a mean-pooled encoder has its head; it is none of th
 class Kind:
     """What units must have in common to share a pack.
 
-    targets: as `Settings.target_modules`; None: no adapters, the head alone. top_layers: as `Settings.top_layers`.
-    pooling: "first" or "mean" of a classifier, "" of a language model.
+    targets: as `Settings.target_modules`; None: no adapters. top_layers: as `Settings.top_layers`. pooling: "first" or
+    "mean" of a classifier, "" of a language model. whole: the model's own weights are trained.
     """
 
     targets: str | tuple[str, ...] | None
     pooling: str
     classes: int
     top_layers: int = 0
+    whole: bool = False
 
     @classmethod
     def of(cls, base: Base, settings: Settings, classes: int) -> Kind:
         """The kind of a unit; classes: 0 for a language model."""
         pooling = base.pin.pooling if settings.pooling == "auto" else settings.pooling
-        adapted = settings.method != "head"
         return cls(
-            targets=settings.target_modules if adapted else None,
+            targets=settings.target_modules if settings.method == "lora" else None,
             pooling=pooling if classes else "",
             classes=classes,
-            top_layers=settings.top_layers if adapted else 0,
+            top_layers=settings.top_layers if settings.method != "head" else 0,
+            whole=settings.method == "full",
         )
 
 
@@ -111,14 +112,20 @@ def survey(base: Base, kind: Kind) -> Survey:
     return Survey(model, tuple(sites), tuple(heads))
 
 
-def _is_top(model: PreTrainedModel, name: str, count: int) -> bool:
-    """Whether a module stands in the last `count` layers of its list, or in none; 0: it always does."""
+def layers_above(model: nn.Module, name: str) -> int | None:
+    """How many layers of its list stand above the one that a module or parameter belongs to; None: it is in none."""
     parts = name.split(".")
-    for end in range(1, len(parts)) if count else ():
+    for end in range(1, len(parts)):
         layers = model.get_submodule(".".join(parts[:end]))
         if isinstance(layers, nn.ModuleList) and len(layers) > 1:
-            return int(parts[end]) >= len(layers) - count
-    return True
+            return len(layers) - 1 - int(parts[end])
+    return None
+
+
+def _is_top(model: nn.Module, name: str, count: int) -> bool:
+    """Whether a layer has adapters where the last `count` layers have, or all with 0; what is in no list has."""
+    above = layers_above(model, name)
+    return not count or above is None or above < count
 
 
 def _found(wrapped: peft.PeftModel) -> tuple[list[Site], list[Head]]:

@@ -6,10 +6,11 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "optuna", "scikit-learn", "numpy")
 
 
@@ -29,9 +30,9 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Of the packages that compute; null: not installed."""
-    return {name: _version(name) for name in PACKAGES}
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
+    """Of packages, by default those that compute; null: not installed."""
+    return {name: _version(name) for name in packages}
 
 
 def _version(name: str) -> str | None:

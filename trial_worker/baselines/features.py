@@ -1,0 +1,52 @@
+"""The model's frozen states as features: mean over a row's tokens, of length 1."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import torch
+
+from trial_worker.baselines.counting import linear
+from trial_worker.baselines.job import Job, Run
+from trial_worker.engine.base import Base
+from trial_worker.engine.batches import split_by_length
+
+TOKENS = 2048  # padded, in one go
+
+
+def regression(job: Job) -> Run:
+    """Logistic regression on frozen features."""
+    found = yield from embeddings(job)
+    seen, unseen = (np.stack([found[n] for n in part]) for part in (job.unit.train, job.unit.validation))
+    return (yield from linear(job, seen, unseen))
+
+
+def embeddings(job: Job) -> Generator[None, None, dict[int, np.ndarray]]:
+    """row number -> (hidden,) float32 of length 1, of the unit's rows; each is computed once for all folds."""
+    missing = [n for n in (*job.unit.train, *job.unit.validation) if n not in job.embeddings]
+    items = job.rows.items(min(job.unit.settings.max_length, job.base.limit))
+    lengths = [items[number].length for number in missing]
+    for group in split_by_length(lengths, len(missing), TOKENS, 64) if missing else ():
+        numbers = [missing[place] for place in group]
+        vectors = embed(job.base, [items[number].ids for number in numbers])
+        job.embeddings.update(zip(numbers, vectors, strict=True))
+        yield
+    return job.embeddings
+
+
+@torch.inference_mode()
+def embed(base: Base, rows: Sequence[torch.Tensor]) -> np.ndarray:
+    """(rows, hidden) float32 of length 1, from token ids (length,) each."""
+    width = max(len(ids) for ids in rows)
+    padded = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros_like(padded)
+    for place, ids in enumerate(rows):
+        padded[place, : len(ids)] = ids
+        mask[place, : len(ids)] = 1
+    model = base.model
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    states = encoder(input_ids=padded.to(base.device), attention_mask=mask.to(base.device)).last_hidden_state.float()
+    real = mask.to(base.device).unsqueeze(-1)
+    pooled = (states * real).sum(1) / real.sum(1)
+    return np.asarray(torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy())
