@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from orchestrator import baselines
 from orchestrator.contract import Settings, TrainUnit, derive_seed
 from orchestrator.texts import fingerprint
 from trial_worker.augment import prompts, self_training
@@ -41,8 +42,10 @@ Course = Generator[Write | Train, str | np.ndarray, tuple[Made, ...]]
 
 
 def wanted(settings: Settings) -> bool:
-    """Whether a unit has a course at all."""
-    return any((settings.paraphrases, settings.synthetic, settings.pseudo_rounds))
+    """Whether a unit has a course at all; a baseline has none, whatever its study fixes."""
+    return baselines.name_of(settings) is None and any(
+        (settings.paraphrases, settings.synthetic, settings.pseudo_rounds)
+    )
 
 
 def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
