@@ -23,6 +23,7 @@ cross_validation: {folds: 2}
 training: {target_modules: [query, value], epochs: 2, paraphrases: 1, synthetic: 2, pseudo_threshold: 0.1}
 search: {sampler: grid, space: {pseudo_rounds: [0, 1], char_noise: [0, 0.1]}}
 racing: {rule: none}
+baselines: []
 """
 
 

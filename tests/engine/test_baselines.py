@@ -55,7 +55,7 @@ def test_every_baseline_of_classes_says_something_finite_of_every_row(model: str
 
 def test_class_frequencies_are_those_that_the_launch_computes(tmp_path: Path) -> None:
     pack, unit = pack_of("bert", tmp_path), tiny_models.unit()
-    labels = [row["label"] for row in (pack.rows[i] for i in range(len(pack.rows)))]
+    labels = [row["label"] for row in (pack.rows.raw[i] for i in range(len(pack.rows)))]
     expected = objective.majority(labels, [(unit.train, unit.validation)])
     assert reached(pack, "majority")["validation_loss"] == pytest.approx(expected["validation_loss"])
 
@@ -110,7 +110,7 @@ def test_shown_rows_are_of_the_training_part_and_of_every_class(tmp_path: Path) 
     pack, unit = pack_of("bert", tmp_path), tiny_models.unit()
     shown = Job(unit, pack.base, pack.rows, 2, "{text}{label}").shown()
     assert set(shown) <= set(unit.train)
-    assert sorted(pack.rows[row]["label"] for row in shown) == sorted(2 * tiny_models.LABELS)
+    assert sorted(pack.rows.raw[row]["label"] for row in shown) == sorted(2 * tiny_models.LABELS)
 
 
 @pytest.mark.parametrize(

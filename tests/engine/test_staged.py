@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.contract import EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded, WriterPin
+from orchestrator.contract import EpochDone, OpenStudy, Outcome, Progress, Settings, TrainUnit, UnitEnded, WriterPin
 from tests import tiny_models
 from tests.scripted import Scripted
 from trial_worker.augment.made import Made
 from trial_worker.augment.prompts import Asked
-from trial_worker.engine import Base, Pack, Rows, Staged, open_study, pack, slot, staged, training_part
+from trial_worker.engine import Base, Pack, Rows, Staged, courses, open_study, pack, slot, staged, training_part
 from trial_worker.engine.writer import Writer
 from trial_worker.tasks import Classification
 
@@ -227,6 +227,11 @@ def test_units_of_every_kind_share_the_slots(bert: Base) -> None:
         together.add(tiny_models.unit(number=number, **SELF))
     with pytest.raises(RuntimeError, match="no free slot"):
         together.add(tiny_models.unit(number=2, **SELF))
+
+
+def test_a_baseline_has_no_course() -> None:
+    assert courses.wanted(Settings(**SELF))
+    assert not courses.wanted(Settings(**SELF, method="majority"))
 
 
 # --- written rows -------------------------------------------------------------------------------------------

@@ -40,16 +40,16 @@ class Job:
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
         """Of each row; both texts of a pair, one behind the other."""
-        rows = [self.rows[number] for number in numbers]
+        rows = [self.rows.raw[number] for number in numbers]
         return [" ".join(str(row[name]) for name in ("text", "text_pair") if name in row) for row in rows]
 
     def truth(self, numbers: Sequence[int]) -> np.ndarray:
         """(rows,) int64, the class of each."""
         index = {label: place for place, label in enumerate(self.rows.task.labels)}
-        return np.array([index[self.rows[number]["label"]] for number in numbers], dtype=np.int64)
+        return np.array([index[self.rows.raw[number]["label"]] for number in numbers], dtype=np.int64)
 
     def row(self, number: int) -> Row:
-        return self.rows[number]
+        return self.rows.raw[number]
 
     def shown(self) -> list[int]:
         """Training rows to show: `shots` of each class, or `shots` in all, drawn by the unit's seed."""
@@ -59,7 +59,7 @@ class Job:
         left = dict.fromkeys(self.rows.task.labels, self.shots)
         chosen = []
         for number in drawn:
-            label = self.rows[number]["label"]
+            label = self.rows.raw[number]["label"]
             if left[label]:
                 left[label] -= 1
                 chosen.append(int(number))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from orchestrator import baselines
 from orchestrator.contract import Settings, TrainUnit, derive_seed
 from orchestrator.texts import fingerprint
 from trial_worker.augment import prompts, self_training
@@ -41,8 +42,10 @@ Course = Generator[Write | Train, str | np.ndarray, tuple[Made, ...]]
 
 
 def wanted(settings: Settings) -> bool:
-    """Whether a unit has a course at all."""
-    return any((settings.paraphrases, settings.synthetic, settings.pseudo_rounds))
+    """Whether a unit has a course at all; a baseline has none, whatever its study fixes."""
+    return baselines.name_of(settings) is None and any(
+        (settings.paraphrases, settings.synthetic, settings.pseudo_rounds)
+    )
 
 
 def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
@@ -53,7 +56,7 @@ def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
     Raises:
         ValueError: too few rows, or rows that cannot be rewritten.
     """
-    fold = {number: rows[number] for number in unit.train}
+    fold = {number: rows.raw[number] for number in unit.train}
     written: list[Made] = []
     for number, row in fold.items():
         for copy in range(unit.settings.paraphrases):
@@ -70,7 +73,7 @@ def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
 
 def selected(written: Sequence[Made], rows: Rows, training: Sequence[int]) -> tuple[Made, ...]:
     """What is good of what was written after these training rows alone, as far as they can tell."""
-    fold = {number: rows[number] for number in training}
+    fold = {number: rows.raw[number] for number in training}
     own = [one for one in written if fold.keys() >= set(one.sources)]
     parts: Iterator[Iterator[Made]] = (
         worthy((one for one in own if (one.technique == "paraphrase") == alike), fold, paraphrases=alike)
@@ -103,9 +106,9 @@ def _self_training(
     Models of all inner parts but one predict that one and the pool. The first gives the temperature, by which the
     second become confidences; each further round has one model of the whole fold and the rows labelled so far.
     """
-    fold = {number: rows[number] for number in unit.train}
-    known = {fingerprint(rows[number]) for number in (*unit.train, *unit.validation)}
-    pool = [number for number in rows.pool if fingerprint(rows[number]) not in known]
+    fold = {number: rows.raw[number] for number in unit.train}
+    known = {fingerprint(rows.raw[number]) for number in (*unit.train, *unit.validation)}
+    pool = [number for number in rows.pool if fingerprint(rows.raw[number]) not in known]
     if not pool:
         return ()
     labels, threshold = rows.task.labels, unit.settings.pseudo_threshold

@@ -55,7 +55,7 @@ class Pack:
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._pace: float | None = None
         self._new: list[TrainUnit] = []
-        self._made: dict[int, Sequence[Made]] = {}  # of units to come, by their numbers
+        self._given: dict[int, Sequence[Made]] = {}  # of units to come, by their numbers
         self._slots: dict[int, Slot] = {}  # by their place
         self._networks: dict[Kind, Network | WholeNetwork] = {}
         self._network: Network | WholeNetwork | None = None  # in the model now
@@ -74,7 +74,7 @@ class Pack:
         if self.free <= 0:
             raise RuntimeError(f"no free slot: {self.slots} units are training")
         self._new.append(unit)
-        self._made[unit.unit] = made
+        self._given[unit.unit] = made
 
     def advance(self) -> list[PackEvent]:
         """Do one micro-step, and one evaluation batch, of the units in the slots; what there is to tell of it.
@@ -166,7 +166,7 @@ class Pack:
                 self.slots, network = fit, Network(self.base, kind, fit, self.rows.task.answer)
             self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
-            slot = Slot(place, unit, self.base, self.rows, network, self._made.pop(unit.unit, ()))
+            slot = Slot(place, unit, self.base, self.rows, network, self._given.pop(unit.unit, ()))
             if slot.finished:
                 return [unit.ended(Outcome.DONE)]
             network.install()

@@ -77,6 +77,6 @@ class StageFiles:
 
     def _path(self, stage: Train, kind: str) -> Path:
         unit = stage.unit
-        said = [self._rows[number] for number in (*unit.train, *unit.validation)]
+        said = [self._rows.raw[number] for number in (*unit.train, *unit.validation)]
         name = digest([state.identity(unit, self._pin), said, [one.row for one in stage.made]])
         return (self.folder or Path()) / f"{name}.{kind}"

@@ -37,9 +37,9 @@ def made_rows(rows: Rows, unit: TrainUnit, given: Sequence[Made] = ()) -> list[M
 
     Rows of the pool are not held against them: what was labelled in one round is scored again in the next.
     """
-    fold = Fold(unit.seed, unit.settings, {number: rows[number] for number in unit.train})
+    fold = Fold(unit.seed, unit.settings, {number: rows.raw[number] for number in unit.train})
     made = [*given, *(one for augment in AUGMENTERS for one in augment(fold))]
-    held = (rows[number] for number in unit.validation if number not in rows.pool)
+    held = (rows.raw[number] for number in unit.validation if number not in rows.pool)
     return list(admitted(made, unit.train, held)) if made else []
 
 

@@ -31,12 +31,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, number: int) -> Row:
-        return self._rows[number]
-
     def unlabelled(self, number: int) -> Row:
         """A row of the pool as it was given; among the items each has some class, which means nothing."""
         return {name: value for name, value in self._rows[number].items() if name != "label"}
+
+    @property
+    def raw(self) -> Sequence[Row]:
+        """The rows as the snapshot has them, by row number; behind them the pool's, with a class that means nothing."""
+        return self._rows
 
     def items(self, max_length: int) -> list[Item]:
         """All rows, each of at most `max_length` tokens."""
