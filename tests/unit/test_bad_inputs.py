@@ -130,7 +130,7 @@ STUDY_YAML = {
     "R-Drop without dropout": Bad(
         study(training="{r_drop_alpha: 1}"), r":7:12: 'r_drop_alpha' compares .*\n  help: set or search lora_dropout"
     ),
-    "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, head — got 'dora2'"),
+    "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, head, full — got 'dora2'"),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
     "racing without a rule": Bad(
         study(racing="{rule: none, first_folds: 2, hopeless: true}"), r":7:22: 'racing.first_folds' has no effect with rule none"
