@@ -22,6 +22,7 @@ FORMS: Mapping[str, Mapping[str, Column]] = {
     "classification": {**_TEXT, "label": Column("label", "label")},
     "multi_label": {**_TEXT, "labels": Column("label", "label")},
     "regression": {**_TEXT, "number": Column("label", "label")},
+    "seq2seq": {"source": Column("source", "source"), "target": Column("target", "target")},
     "question_answering": {name: Column(key, key) for name, key in _QUESTION.items()},
 }
 # Keys under `data:` that mean something.
@@ -32,7 +33,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 TASKS = tuple(KEYS)
 POOLED = ("classification", "multi_label", "regression")  # a head reads the whole row
-HEADLESS = ("causal_lm",)  # nothing is trained but adapters
+HEADLESS = ("causal_lm", "seq2seq")  # nothing is trained but adapters
 TOLD = frozenset({"label", "labels", "number", "tags", "answer", "start", "group"})  # no part of what a model is shown
 
 

@@ -92,8 +92,8 @@ class Slot:
 
     def tokens(self, rows: Sequence[int]) -> int:
         """Work of training on these rows and evaluating: a backward pass costs twice a forward one."""
-        return sum(self.items[row].length * 3 for row in rows) + sum(
-            self.items[row].length for row in self.unit.validation
+        return sum(self.items[row].tokens * 3 for row in rows) + sum(
+            self.items[row].tokens for row in self.unit.validation
         )
 
     @property
@@ -115,7 +115,7 @@ class Slot:
 
     def size(self, bundle: Bundle) -> int:
         """Tokens."""
-        return sum(self.items[row].length for row, _ in bundle)
+        return sum(self.items[row].tokens for row, _ in bundle)
 
     def weight(self, row: int) -> float:
         """What the row's loss is multiplied by now."""

@@ -32,7 +32,7 @@ class Rows:
         """All rows, each of at most `max_length` tokens."""
         if max_length not in self._cut:
             self._cut[max_length] = [
-                item if item.length <= max_length else self.task.shorten(item, row, self._tokenizer, max_length)
+                item if item.longest <= max_length else self.task.shorten(item, row, self._tokenizer, max_length)
                 for item, row in zip(self._whole, self._rows, strict=True)
             ]
         return self._cut[max_length]
@@ -40,7 +40,7 @@ class Rows:
     @property
     def longest(self) -> int:
         """Tokens of the longest row before any cut."""
-        return max((item.length for item in self._whole), default=0)
+        return max((item.longest for item in self._whole), default=0)
 
 
 def read_snapshot(path: str | Path) -> list[Row]:
