@@ -13,14 +13,12 @@ from tests.acceptance.commands import ROOT, foldtune
 from tests.database.studies import rows
 
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
-NEED_PACKAGE = {"glosses", "grid", "verse_pairs", "marks", "chapters"}
+NEED_PACKAGE = {"glosses", "grid", "verse_pairs", "marks", "chapters", "speech", "speakers"}
 SECONDS = {  # on 2 CPU cores
     "glosses": 480,
     "grid": 300,
     "causal": 480,
-    "verse_pairs": 600,
-    "marks": 600,
-    "chapters": 600,
+    **dict.fromkeys(("verse_pairs", "marks", "chapters", "speech", "speakers", "rewriting"), 900),
 }
 
 
