@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -41,6 +41,14 @@ def columns(task: str, data: Any) -> dict[str, str]:
     """Name in the snapshot -> the user's column, of a task with one form of rows; data: the study file's section."""
     chosen = {name: getattr(data, column.key) or column.default for name, column in FORMS[task].items()}
     return {name: column for name, column in chosen.items() if column}
+
+
+def tagged(data: Any, there: Container[str]) -> dict[str, str]:
+    """The same of token_classification, by what is named and which columns are there."""
+    spans = data.text or data.spans or ("tokens" not in there and "spans" in there)
+    if spans and not (data.tokens or data.tags):
+        return {"text": data.text or "text", "spans": data.spans or "spans"}
+    return {"tokens": data.tokens or "tokens", "tags": data.tags or "tags"}
 
 
 def named(task: str, data: Any) -> dict[str, str]:
