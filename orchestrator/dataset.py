@@ -93,7 +93,7 @@ def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> di
     if task in forms.FORMS:
         return forms.columns(task, source)
     if task == "token_classification":
-        return _tagged(source, raw)
+        return forms.tagged(source, raw[0].values)
     if source.messages:
         return {"messages": source.messages}
     if source.prompt or source.completion:
@@ -108,13 +108,6 @@ def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> di
     have = ", ".join(sorted(names))
     help = f"columns are {have}; name yours, for example `data: {{text: {min(names, default='x')}}}`"
     raise BadInput([Problem(code="columns", message=message, help=help, file=file)], code=BAD_DATA)
-
-
-def _tagged(source: DataSource, raw: Sequence[Row]) -> dict[str, str]:
-    spans = source.text or source.spans or ("tokens" not in raw[0].values and "spans" in raw[0].values)
-    if spans and not (source.tokens or source.tags):
-        return {"text": source.text or "text", "spans": source.spans or "spans"}
-    return {"tokens": source.tokens or "tokens", "tags": source.tags or "tags"}
 
 
 def _canonical_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -22,6 +22,7 @@ FORMS: Mapping[str, Mapping[str, Column]] = {
     "classification": {**_TEXT, "label": Column("label", "label")},
     "multi_label": {**_TEXT, "labels": Column("label", "label")},
     "regression": {**_TEXT, "number": Column("label", "label")},
+    "seq2seq": {"source": Column("source", "source"), "target": Column("target", "target")},
     "question_answering": {name: Column(key, key) for name, key in _QUESTION.items()},
 }
 # Keys under `data:` that mean something.
@@ -32,7 +33,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 TASKS = tuple(KEYS)
 POOLED = ("classification", "multi_label", "regression")  # a head reads the whole row
-HEADLESS = ("causal_lm",)  # nothing is trained but adapters
+HEADLESS = ("causal_lm", "seq2seq")  # nothing is trained but adapters
 TOLD = frozenset({"label", "labels", "number", "tags", "answer", "start", "group"})  # no part of what a model is shown
 
 
@@ -40,6 +41,14 @@ def columns(task: str, data: Any) -> dict[str, str]:
     """Name in the snapshot -> the user's column, of a task with one form of rows; data: the study file's section."""
     chosen = {name: getattr(data, column.key) or column.default for name, column in FORMS[task].items()}
     return {name: column for name, column in chosen.items() if column}
+
+
+def tagged(data: Any, there: Container[str]) -> dict[str, str]:
+    """The same of token_classification, by what is named and which columns are there."""
+    spans = data.text or data.spans or ("tokens" not in there and "spans" in there)
+    if spans and not (data.tokens or data.tags):
+        return {"text": data.text or "text", "spans": data.spans or "spans"}
+    return {"tokens": data.tokens or "tokens", "tags": data.tags or "tags"}
 
 
 def named(task: str, data: Any) -> dict[str, str]:

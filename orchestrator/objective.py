@@ -37,7 +37,7 @@ OF_TASK: Mapping[str, tuple[str, ...]] = {  # which tasks may ask for it
     "r2": ("regression",),
     "exact_match": ("question_answering",),
     "answer_f1": ("question_answering",),
-    "perplexity": ("causal_lm",),
+    "perplexity": ("causal_lm", "seq2seq"),
 }
 
 Tallies = Mapping[str, Any]

@@ -58,6 +58,8 @@ class DataSource(_Section):
     prompt: str | None = Field(None, min_length=1, description="column of the prompt; default prompt")
     completion: str | None = Field(None, min_length=1, description="column of the completion; default completion")
     messages: str | None = Field(None, min_length=1, description="column of chat messages; default messages")
+    source: str | None = Field(None, min_length=1, description="column of the text to start from; default source")
+    target: str | None = Field(None, min_length=1, description="column of the text to write; default target")
     tokens: str | None = Field(None, min_length=1, description="column of a row's words; default tokens")
     tags: str | None = Field(None, min_length=1, description="column of a tag for each word; default tags")
     spans: str | None = Field(
@@ -214,10 +216,17 @@ class StudySpec(_Section):
     study: str = Field(description="name; letters, digits, dot, dash, underscore")
     model: ModelSource
     task: Literal[
-        "classification", "multi_label", "regression", "token_classification", "question_answering", "causal_lm"
+        "classification",
+        "multi_label",
+        "regression",
+        "token_classification",
+        "question_answering",
+        "causal_lm",
+        "seq2seq",
     ] = Field(
         description="classification (one class a row), multi_label (any number), regression (a number), "
-        "token_classification (a tag for each word), question_answering (where the answer stands) or causal_lm"
+        "token_classification (a tag for each word), question_answering (where the answer stands), "
+        "causal_lm or seq2seq (a target for each source)"
     )
     data: DataSource
     augmentation: Augmentation = Augmentation()

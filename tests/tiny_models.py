@@ -249,6 +249,13 @@ def causal_rows(count: int = 24) -> list[dict[str, str]]:
     ]
 
 
+def rewriting_rows(count: int = 24) -> list[dict[str, str]]:
+    """Sources and targets of mixed lengths."""
+    return [
+        {"source": CORPUS[i % 6][: 6 + i % 13], "target": CORPUS[(i + 2) % 6][: 3 + (5 * i) % 17]} for i in range(count)
+    ]
+
+
 LABELS = ("feeling", "food", "tool")
 
 

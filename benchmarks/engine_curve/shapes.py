@@ -14,6 +14,7 @@ from orchestrator.contract import ModelPin, Settings, TrainUnit
 from trial_worker.engine import Base
 from trial_worker.engine.heads import has_plain_head
 from trial_worker.engine.window import open_window
+from trial_worker.tasks import CausalLm
 from trial_worker.tasks.interface import Item
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -45,7 +46,7 @@ class Texts:
         ids = torch.randint(5, words, (rows, length), generator=generator)
         places = torch.arange(length - 1)
         ends = torch.arange(1, length)
-        self.task = SimpleNamespace(labels=(), tallies=lambda *_: {})
+        self.task = CausalLm()
         self._items = [Item(ids=row, targets=row[1:], positions=places, size=length, ends=ends) for row in ids]
         self.longest = length
 
@@ -76,7 +77,7 @@ def base(shape: str, device: torch.device) -> tuple[Base, Cost]:
     weights = sum(p.numel() for p in model.parameters()) - 2 * head
     tokenizer: Any = SimpleNamespace(pad_token_id=0)
     pin = ModelPin(path=shape, origin="local", pin="0", pooling="first", normalize=False)
-    made = Base(model, tokenizer, device, pin, (), 8192, streams, plain)
+    made = Base(model, tokenizer, device, pin, (), 8192, streams, plain, family="causal")
     return made, Cost(layers=4 * weights, head=4 * head)
 
 

@@ -14,15 +14,15 @@ from tests.acceptance.commands import ROOT, foldtune
 from tests.database.studies import rows
 
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
-NEED_PACKAGE = {"glosses", "grid", "verse_pairs", "marks", "chapters", "augmentation", "self-training"}
+NEED_PACKAGE = {
+    *("glosses", "grid", "verse_pairs", "marks", "chapters", "speech", "speakers", "augmentation", "self-training")
+}
 TRAINED_BY_THE_README = {"glosses", "grid"}  # with their model, in test_readme.py; here without torch
 SECONDS = {  # on 2 CPU cores
     "glosses": 480,
     "grid": 300,
     "causal": 480,
-    "verse_pairs": 600,
-    "marks": 600,
-    "chapters": 600,
+    **dict.fromkeys(("verse_pairs", "marks", "chapters", "speech", "speakers", "rewriting"), 900),
     "augmentation": 600,
     "self-training": 3600,
 }

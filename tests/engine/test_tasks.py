@@ -12,7 +12,17 @@ import torch
 
 from orchestrator import objective
 from tests import tiny_models
-from trial_worker.tasks import CausalLm, Classification, MultiLabel, Regression, Rows, read_snapshot, task_named
+from trial_worker.engine.decoder import target_grid
+from trial_worker.tasks import (
+    CausalLm,
+    Classification,
+    MultiLabel,
+    Regression,
+    Rows,
+    Seq2Seq,
+    read_snapshot,
+    task_named,
+)
 from trial_worker.tasks.interface import Answers, Item, Scores, answers, collate, score
 
 BYTES = tiny_models.byte_tokenizer()
@@ -233,6 +243,49 @@ def part(scores: Scores, start: int, end: int) -> Scores:
     own = slice(start, end)
     assert scores.logits is not None
     return Scores(scores.nats[own], scores.counts[own], scores.correct[own], scores.logits[own])
+
+
+# --- a source and a target ----------------------------------------------------------------------------------
+
+T5 = tiny_models.byte_tokenizer(eos=True, pad_is_eos=False)
+
+
+@pytest.mark.parametrize("tokenizer", [T5, BYTES], ids=["closes by itself", "is closed"])
+def test_the_whole_target_and_its_end_are_supervised(tokenizer: Any) -> None:
+    (item,) = Seq2Seq().encode([{"source": "bread", "target": "süß ☕"}], tokenizer)
+    assert tokenizer.decode(item.targets) == "süß ☕</s>"
+    assert item.size == len("süß ☕".encode())
+    assert item.ends is not None
+    assert item.ends.tolist() == sorted(item.ends.tolist())
+    assert (item.tokens, item.longest) == (item.length + item.weight, max(item.length, item.weight))
+
+
+def test_source_and_target_are_cut_each_for_itself() -> None:
+    row = {"source": "a sweet red fruit eaten raw", "target": " ".join(tiny_models.CORPUS)}
+    whole = Seq2Seq().encode([row], T5)[0]
+    item = Rows(Seq2Seq(), [row], T5).items(6)[0]
+    assert (item.length, item.weight) == (6, 6)
+    assert int(item.ids[-1]) == T5.eos_token_id
+    assert torch.equal(item.targets, whole.targets[:6])
+    assert item.size == len(T5.decode(item.targets).encode())
+    short = {"source": "a", "target": row["target"]}
+    assert Rows(Seq2Seq(), [short], T5).items(20)[0].weight == 20
+    assert Rows(Seq2Seq(), [short], T5).longest == whole.weight
+
+
+def test_targets_stand_side_by_side_in_the_decoders_grid() -> None:
+    items = Seq2Seq().encode([{"source": "a", "target": "bread"}, {"source": "a", "target": "a feeling"}], T5)
+    batch = collate(items, T5.pad_token_id, CPU)
+    labels, places = target_grid(batch)
+    assert torch.equal(labels.flatten()[places], batch.targets)
+    assert (labels == -100).sum() == labels.numel() - len(batch.targets)
+    assert [row[row != -100].tolist() for row in labels] == [item.targets.tolist() for item in items]
+
+
+@pytest.mark.parametrize("row", [{"source": "a"}, {"source": 3, "target": "a"}])
+def test_a_row_without_source_or_target_is_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"row 0: .* must be a string"):
+        Seq2Seq().encode([row], T5)
 
 
 # --- batches and scores ------------------------------------------------------------------------------------

@@ -122,6 +122,9 @@ STUDY_YAML = {
     "only a head, and there is none": Bad(
         study(task=CAUSAL, training="{method: head}"), r":7:12: method head trains a classifier's head, .*\n  help: use method lora"
     ),
+    "a head that is none": Bad(
+        study(task="seq2seq", training="{method: head}"), r"method head trains .* — got task seq2seq"
+    ),
     "mixup without classes": Bad(
         study(task=CAUSAL, training="{mixup_alpha: 0.2}"), r":7:12: 'mixup_alpha' compares logits of classes"
     ),
@@ -234,9 +237,9 @@ STUDY_YAML = {
     "both fixed and searched (26)": Bad(
         study(training="{batch_size: 4}"), r":7:12: 'batch_size' is both fixed and searched"
     ),
-    "objective of another task": Bad(study(objective="perplexity"), r"'perplexity' needs task causal_lm — got classification"),
+    "objective of another task": Bad(study(objective="perplexity"), r"'perplexity' needs task causal_lm or seq2seq — got classification"),
     "unknown objective": Bad(study(objective="loss"), r"'objective' must be one of validation_loss, .* — got 'loss'"),
-    "unknown task": Bad(study(task="summary"), r"'task' must be one of classification, multi_label, .*, causal_lm — got 'summary'"),
+    "unknown task": Bad(study(task="summary"), r"'task' must be one of classification, multi_label, .*, seq2seq — got 'summary'"),
     "task of no kind": Bad(study(task="[a]"), r"'task' must be one of classification, .* — got \['a'\]"),
     "objective of two tasks": Bad(study(task=CAUSAL, objective="f1"), r"'f1' needs task classification or multi_label — got causal_lm"),
     "objective of numbers": Bad(study(objective="mse"), r"'mse' needs task regression — got classification"),
@@ -400,6 +403,10 @@ DATASET = {
         jsonl([{"context": "a", "question": "b", "answer": "a", "answer_start": "x"}]), r":1: 'answer_start' must be the number of a character", text=ASKED
     ),
     "35 an empty question": data(jsonl([{"context": "a", "question": " ", "answer": "a", "answer_start": 0}]), r":1: 'question' is empty", text=ASKED),
+    "35 an empty target": data(
+        jsonl([{"source": "a", "target": ""}] * 2), r":1: 'target' is empty(.|\n)*:2: 'target' is empty", text=study(task="seq2seq")
+    ),
+    "33 no target": data(jsonl([{"source": "a", "tgt": "b"}]), r":1: no column 'target' in any row \(there is source, tgt\)", text=study(task="seq2seq")),
     "34 a pair's second text": data(
         rows({"text": "a", "b": 3, "label": "a"}), r":21: 'b' must be text — got 3", text=study(data="{path: rows.jsonl, text_pair: b}")
     ),

@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -34,6 +35,7 @@ _FAMILIES: dict[str, Any] = {
     "causal": AutoModelForCausalLM,
     "tokens": AutoModelForTokenClassification,
     "spans": AutoModelForQuestionAnswering,
+    "seq2seq": AutoModelForSeq2SeqLM,
 }
 _NOT_OF_TWO_HALVES = {"causal": "no causal language model", "spans": "whose decoder does not read the text it answers"}
 _HEADED = ("sequence", "tokens", "spans")
@@ -89,7 +91,7 @@ class Base:
         """Load what the pin names, as it says: safetensors only, no code from the model's repository.
 
         family: "sequence" or "tokens" (a head with so many outputs for each row, or token), "spans" (two outputs for
-            each token, start and end) or "causal" (a language model, outputs 0).
+            each token, start and end), "causal" or "seq2seq" (a language model, with an encoder too; outputs 0).
         streams: compute rows without padding where the model allows it.
 
         The pin's precision is that of the frozen weights and of what is computed with them. Adapters, heads, losses

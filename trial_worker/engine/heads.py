@@ -160,11 +160,6 @@ def reading_logits(model: PreTrainedModel) -> Iterator[Reader]:
 
     The states of supervised tokens are picked by a hook before the head, and the family's own code does the rest.
     """
-    chosen: list[Tensor] = []
-
-    def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = arguments[0]  # (rows, tokens, hidden)
-        return (states.flatten(0, 1).index_select(0, chosen[-1]).unsqueeze(0), *arguments[1:])
 
     def read(batch: Batch) -> Answers:
         assert batch.positions is not None
@@ -172,10 +167,23 @@ def reading_logits(model: PreTrainedModel) -> Iterator[Reader]:
         out: Tensor = model(input_ids=batch.ids, attention_mask=batch.mask).logits
         return replace(answers(out.squeeze(0), batch), logits=None)
 
+    with picking(model) as chosen:
+        yield read
+
+
+@contextmanager
+def picking(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """The model's head sees only those states whose places, (targets,) in the flattened grid, stand in the list."""
+    chosen: list[Tensor] = []
+
+    def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        states = arguments[0]  # (rows, tokens, hidden)
+        return (states.flatten(0, 1).index_select(0, chosen[-1]).unsqueeze(0), *arguments[1:])
+
     head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     hook = head.register_forward_pre_hook(pick)
     try:
-        yield read
+        yield chosen
     finally:
         hook.remove()
 

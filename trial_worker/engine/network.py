@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
+from trial_worker.engine.decoder import reading_decoder
 from trial_worker.engine.heads import (
     READERS,
     Answer,
@@ -178,6 +179,9 @@ class Network:
                 yield read_mean(model, mean, self._answer)
             elif self.base.family in READERS:
                 yield READERS[self.base.family](model, self._answer)
+            elif self.base.family == "seq2seq":
+                with reading_decoder(model) as reader:
+                    yield reader
             elif self.base.plain_head and type(model.get_output_embeddings()) is nn.Linear:  # type: ignore[no-untyped-call]
                 yield read_tokens(model)
             else:

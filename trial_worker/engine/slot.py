@@ -108,10 +108,10 @@ class Slot:
 
     def tokens(self, rows: Sequence[int]) -> int:
         """Work of training on these rows and evaluating: a backward pass costs twice a forward one."""
-        return self._training(rows) + sum(self.items[row].length for row in self.unit.validation)
+        return self._training(rows) + sum(self.items[row].tokens for row in self.unit.validation)
 
     def _training(self, rows: Sequence[int]) -> int:
-        return sum(self.items[row].length * 3 for row in rows)
+        return sum(self.items[row].tokens * 3 for row in rows)
 
     @property
     def draws(self) -> bool:
@@ -132,7 +132,7 @@ class Slot:
 
     def size(self, bundle: Bundle) -> int:
         """Tokens."""
-        return sum(self.items[row].length for row, _ in bundle)
+        return sum(self.items[row].tokens for row, _ in bundle)
 
     def weight(self, row: int) -> float:
         """What the row's loss is multiplied by now."""

@@ -31,6 +31,7 @@ _TYPES = {
     "tokens": peft.TaskType.TOKEN_CLS,
     "spans": peft.TaskType.QUESTION_ANS,
     "causal": peft.TaskType.CAUSAL_LM,
+    "seq2seq": peft.TaskType.SEQ_2_SEQ_LM,
 }
 MEAN_HEAD = "head"  # where a mean-pooled encoder has its head; it is none of the model's own modules
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from orchestrator.contract import Settings
 from trial_worker.engine.base import Base
+from trial_worker.engine.decoder import reading_decoder
 from trial_worker.engine.heads import (
     READERS,
     Answer,
@@ -123,6 +124,9 @@ class WholeNetwork:
                     yield read_mean(self.model, self._mean, self._answer)
                 elif self.base.family in READERS:
                     yield READERS[self.base.family](self.model, self._answer)
+                elif self.base.family == "seq2seq":
+                    with reading_decoder(self.model) as reader:
+                        yield reader
                 else:  # the head is trained as well, so that the model's own code has to apply it
                     with reading_logits(self.model) as reader:
                         yield reader

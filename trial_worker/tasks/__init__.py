@@ -11,6 +11,7 @@ from trial_worker.tasks.multi_label import MultiLabel
 from trial_worker.tasks.question_answering import QuestionAnswering
 from trial_worker.tasks.regression import Regression
 from trial_worker.tasks.rows import Rows, read_snapshot
+from trial_worker.tasks.seq2seq import Seq2Seq
 from trial_worker.tasks.token_classification import TokenClassification
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "QuestionAnswering",
     "Regression",
     "Rows",
+    "Seq2Seq",
     "Task",
     "TokenClassification",
     "read_snapshot",
@@ -35,6 +37,7 @@ _OTHERS: Mapping[str, Callable[[], Task]] = {
     "causal_lm": CausalLm,
     "question_answering": QuestionAnswering,
     "regression": Regression,
+    "seq2seq": Seq2Seq,
 }
 
 

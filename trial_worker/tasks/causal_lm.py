@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trial_worker.tasks.interface import Item, Row, Scores, Task
 from trial_worker.tasks.spans import Marked, mark
+from trial_worker.tasks.texts import language_tallies
 
 
 class CausalLm(Task):
@@ -54,13 +55,7 @@ class CausalLm(Task):
 
     def tallies(self, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
         """nats, items (supervised tokens), correct, rows, and bytes of supervised text."""
-        return {
-            "nats": float(scores.nats.sum()),
-            "items": int(scores.counts.sum()),
-            "correct": int(scores.correct.sum()),
-            "rows": len(items),
-            "bytes": sum(item.size for item in items),
-        }
+        return language_tallies(items, scores)
 
 
 def _encode(marked: Marked, tokenizer: PreTrainedTokenizerBase) -> Item:

@@ -30,6 +30,7 @@ class Item:
     segments: (length,) int64, which text of a pair each token is of; None: all are of the first.
     centre, spread: of a target that is a number: what was taken off it, and what it was then divided by.
     gold: what else the task compares answers with.
+    decoded: whether the targets are tokens of a decoder of their own.
     """
 
     ids: Tensor
@@ -41,11 +42,22 @@ class Item:
     centre: float = 0.0
     spread: float = 1.0
     gold: Any = None
+    decoded: bool = False
 
     @property
     def length(self) -> int:
-        """Tokens."""
+        """Tokens of `ids`."""
         return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed, a decoder's included."""
+        return len(self.ids) + (len(self.targets) if self.decoded else 0)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer half, which `max_length` bounds."""
+        return max(len(self.ids), len(self.targets) if self.decoded else 0)
 
     @property
     def weight(self) -> int:

@@ -1,4 +1,4 @@
-"""What tasks have in common whose rows are a text, or a pair of texts, and one target."""
+"""What tasks have in common: one target for a text or a pair of texts, or the tokens of a text as targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trial_worker.tasks.interface import Item, Row, Task
+from trial_worker.tasks.interface import Item, Row, Scores, Task
 
 
 class OneTarget(Task):
@@ -67,3 +67,14 @@ def items_of(coded: Any, targets: Sequence[Tensor]) -> list[Item]:
         )
         for ids, kind, target in zip(coded["input_ids"], kinds, targets, strict=True)
     ]
+
+
+def language_tallies(items: Sequence[Item], scores: Scores) -> dict[str, Any]:
+    """nats, items (supervised tokens), correct, rows, and bytes of supervised text."""
+    return {
+        "nats": float(scores.nats.sum()),
+        "items": int(scores.counts.sum()),
+        "correct": int(scores.correct.sum()),
+        "rows": len(items),
+        "bytes": sum(item.size for item in items),
+    }
