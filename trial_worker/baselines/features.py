@@ -8,11 +8,9 @@ import numpy as np
 import torch
 
 from trial_worker.baselines.counting import linear
-from trial_worker.baselines.job import Job, Run
+from trial_worker.baselines.job import TOKENS, Job, Run, padded
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import split_by_length
-
-TOKENS = 2048  # padded, in one go
 
 
 def regression(job: Job) -> Run:
@@ -25,7 +23,7 @@ def regression(job: Job) -> Run:
 def embeddings(job: Job) -> Generator[None, None, dict[int, np.ndarray]]:
     """row number -> (hidden,) float32 of length 1, of the unit's rows; each is computed once for all folds."""
     missing = [n for n in (*job.unit.train, *job.unit.validation) if n not in job.embeddings]
-    items = job.rows.items(min(job.unit.settings.max_length, job.base.limit))
+    items = job.items
     lengths = [items[number].length for number in missing]
     for group in split_by_length(lengths, len(missing), TOKENS, 64) if missing else ():
         numbers = [missing[place] for place in group]
@@ -38,15 +36,10 @@ def embeddings(job: Job) -> Generator[None, None, dict[int, np.ndarray]]:
 @torch.inference_mode()
 def embed(base: Base, rows: Sequence[torch.Tensor]) -> np.ndarray:
     """(rows, hidden) float32 of length 1, from token ids (length,) each."""
-    width = max(len(ids) for ids in rows)
-    padded = torch.zeros(len(rows), width, dtype=torch.int64)
-    mask = torch.zeros_like(padded)
-    for place, ids in enumerate(rows):
-        padded[place, : len(ids)] = ids
-        mask[place, : len(ids)] = 1
+    ids, mask = padded(rows, base.device)
     model = base.model
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-    states = encoder(input_ids=padded.to(base.device), attention_mask=mask.to(base.device)).last_hidden_state.float()
-    real = mask.to(base.device).unsqueeze(-1)
+    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+    real = mask.unsqueeze(-1)
     pooled = (states * real).sum(1) / real.sum(1)
     return np.asarray(torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy())

@@ -6,12 +6,14 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from orchestrator.contract import TrainUnit
 from trial_worker.engine.base import Base
-from trial_worker.tasks.interface import Row, Scores
+from trial_worker.tasks.interface import Item, Row, Scores
 from trial_worker.tasks.rows import Rows
 
+TOKENS = 2048  # padded, computed in one go
 Run = Generator[None, None, Scores]  # pauses, then the scores of the unit's validation rows
 
 
@@ -37,6 +39,11 @@ class Job:
     @property
     def classes(self) -> int:
         return len(self.rows.task.labels)
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """All rows, as long as the model and the settings admit."""
+        return self.rows.items(min(self.unit.settings.max_length, self.base.limit))
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
         """Of each row; both texts of a pair, one behind the other."""
@@ -68,6 +75,14 @@ class Job:
 
 def too_long(tokens: int, limit: int) -> NotApplicable:
     return NotApplicable(f"a prompt has {tokens} tokens, and the model reaches {limit}: use fewer shots")
+
+
+def padded(rows: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (length,) each, side by side: ids and mask, (rows, longest) int64."""
+    ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return ids.to(device), mask.to(device)
 
 
 def class_scores(likely: np.ndarray, truth: np.ndarray) -> Scores:

@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from trial_worker.baselines.job import Job, NotApplicable, Run, too_long
+from trial_worker.baselines.job import TOKENS, Job, NotApplicable, Run, too_long
 from trial_worker.engine.batches import split_by_length
-from trial_worker.engine.heads import has_plain_head, read_tokens, reading_logits
+from trial_worker.engine.heads import read_tokens, reading_logits
 from trial_worker.tasks.interface import Item, Row, Scores, collate, score
-
-TOKENS = 2048  # padded, in one go
 
 
 def unigram(job: Job) -> Run:
     """Frequencies of the training part's supervised tokens, with one added to each of the vocabulary (Laplace)."""
-    items = job.rows.items(min(job.unit.settings.max_length, job.base.limit))
+    items = job.items
     vocabulary = int(job.base.model.config.get_text_config().vocab_size)
     seen = torch.cat([items[number].targets for number in job.unit.train])
     counts = torch.bincount(seen, minlength=vocabulary).double().numpy() + 1.0
@@ -35,15 +33,14 @@ def unigram(job: Job) -> Run:
 
 def zero_shot(job: Job) -> Run:
     """The model as it is."""
-    items = job.rows.items(min(job.unit.settings.max_length, job.base.limit))
-    return (yield from _scored(job, [items[number] for number in job.unit.validation]))
+    return (yield from _scored(job, [job.items[number] for number in job.unit.validation]))
 
 
 def few_shot(job: Job) -> Run:
     """The model as it is, behind a few rows of the training part; what is scored stays the same."""
     shown = [job.row(number) for number in job.shown()]
     rows = [_behind(shown, job.row(number)) for number in job.unit.validation]
-    plain = job.rows.items(min(job.unit.settings.max_length, job.base.limit))
+    plain = job.items
     items = [
         _last_targets(item, plain[number].weight)
         for item, number in zip(job.rows.task.encode(rows, job.base.tokenizer), job.unit.validation, strict=True)
@@ -77,7 +74,7 @@ def _scored(job: Job, items: Sequence[Item]) -> Run:
     for group in split_by_length([item.length for item in items], len(items), TOKENS, 64):
         batch = collate([items[place] for place in group], pad, job.base.device)
         with torch.inference_mode():
-            if has_plain_head(job.base.model):
+            if job.base.plain_head:
                 found = score(read_tokens(job.base.model)(batch), batch)
             else:
                 with reading_logits(job.base.model) as read:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from trial_worker.baselines.features import embed, embeddings
-from trial_worker.baselines.job import Job, NotApplicable, Run, class_scores, log_softmax
+from trial_worker.baselines.job import Job, NotApplicable, Run, class_scores, log_softmax, padded, too_long
 from trial_worker.engine.base import Base, locate
 from trial_worker.tasks.interface import Scores
 
@@ -98,9 +98,7 @@ def _label_scores(job: Job, head: Tensor, before: str, texts: Sequence[str]) -> 
         prompt = before + job.template.removesuffix("{label}").replace("{text}", text)
         rows = [_continued(job.base.tokenizer, prompt, label) for label in job.rows.task.labels]
         if (longest := max(len(ids) for ids, _ in rows)) > job.base.limit:
-            raise NotApplicable(
-                f"a prompt has {longest} tokens, and the model reaches {job.base.limit}: use fewer shots"
-            )
+            raise too_long(longest, job.base.limit)
         found[place] = _likelihoods(job.base, head, rows)
         yield
     return found
@@ -115,13 +113,8 @@ def _continued(tokenizer: PreTrainedTokenizerBase, prompt: str, label: str) -> t
 
 @torch.inference_mode()
 def _likelihoods(base: Base, head: Tensor, rows: Sequence[tuple[Tensor, int]]) -> np.ndarray:
-    width = max(len(ids) for ids, _ in rows)
-    padded, mask = torch.zeros(2, len(rows), width, dtype=torch.int64)
-    for place, (ids, _) in enumerate(rows):
-        padded[place, : len(ids)], mask[place, : len(ids)] = ids, 1
-    states = base.model.base_model(
-        input_ids=padded.to(base.device), attention_mask=mask.to(base.device)
-    ).last_hidden_state
+    ids, mask = padded([ids for ids, _ in rows], base.device)
+    states = base.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     found = []
     for place, (ids, start) in enumerate(rows):
         logits = (states[place, start - 1 : len(ids) - 1] @ head.t()).float().log_softmax(-1)

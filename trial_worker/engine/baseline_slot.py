@@ -33,14 +33,13 @@ class BaselineSlot:
         except StopIteration as end:
             self._seconds += monotonic() - began
             job, scores = self._job, end.value
-            items = job.rows.items(min(job.unit.settings.max_length, job.base.limit))
             done = EpochDone(
                 unit=self.unit.unit,
                 lease_epoch=self.unit.lease_epoch,
                 epoch=1,
                 train_loss=math.nan,
                 seconds=self._seconds,
-                tallies=job.rows.task.tallies([items[number] for number in self.unit.validation], scores),
+                tallies=job.rows.task.tallies([job.items[number] for number in self.unit.validation], scores),
                 predictions=pack_predictions(scores, with_logits=scores.logits is not None),
             )
             return [done, self.unit.ended(Outcome.DONE)]
