@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.engine_curve import shapes
-from orchestrator.contract import Progress
+from orchestrator.contract import Progress, UnitEnded
 from trial_worker.engine import Pack, prepare
 
 LENGTH = 128
@@ -98,10 +98,17 @@ def measure(base: Any, cost: shapes.Cost, slots: int, tokens: int, repeats: int,
 
 
 def _steps(pack: Pack, count: int) -> None:
-    """So many optimizer steps of every unit."""
+    """So many optimizer steps of every unit.
+
+    Raises:
+        RuntimeError: a unit ended.
+    """
     left = count * pack.slots
     while left > 0:
-        left -= sum(isinstance(event, Progress) for event in pack.advance())
+        events = pack.advance()
+        for ended in (event for event in events if isinstance(event, UnitEnded)):
+            raise RuntimeError(f"unit {ended.unit}: {ended.reason}\n{ended.evidence}")
+        left -= sum(isinstance(event, Progress) for event in events)
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:

@@ -49,6 +49,8 @@ class Texts:
         self.task = CausalLm()
         self._items = [Item(ids=row, targets=row[1:], positions=places, size=length, ends=ends) for row in ids]
         self.longest = length
+        self.raw = [{"text": ""}] * rows
+        self.pool = range(rows, rows)
 
     def items(self, _: int) -> list[Item]:
         return self._items

@@ -14,18 +14,19 @@ from trial_worker.tasks.interface import Item
 _TOKENS = salt("tokens")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hidden:
-    """token: what stands for a token that is not shown. spared: tokens that are always shown."""
+    """token: what stands for a token that is not shown. spared: (tokens,) int64 that are always shown."""
 
     token: int
-    spared: frozenset[int]
+    spared: Tensor
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Hidden:
         """The tokenizer's mask token; else the unknown one, else the pad token."""
         named = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
-        return cls(next((int(token) for token in named if token is not None), 0), frozenset(tokenizer.all_special_ids))
+        spared = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int64)
+        return cls(next((int(token) for token in named if token is not None), 0), spared)
 
 
 def hide(item: Item, rate: float, key: Tensor, hidden: Hidden) -> Item:
@@ -39,5 +40,5 @@ def hide(item: Item, rate: float, key: Tensor, hidden: Hidden) -> Item:
     drawn = uniform(key.expand(item.length), at, _TOKENS, 1).squeeze(1)
     gone = drawn < 2 * rate - 1
     gone[-1] = False
-    gone &= ~torch.isin(item.ids, torch.tensor(sorted(hidden.spared), dtype=torch.int64))
+    gone &= ~torch.isin(item.ids, hidden.spared)
     return replace(item, ids=item.ids.masked_fill(gone, hidden.token))

@@ -53,8 +53,8 @@ class SlotDropout(nn.Module):
 
 
 @contextmanager
-def noise_in_place(model: PreTrainedModel, slots: Mapping[int, Settings]) -> Iterator[int]:
-    """The model with noise as its slots' settings say; yields how many dropouts its authors put in."""
+def noise_in_place(model: PreTrainedModel, slots: Mapping[int, Settings]) -> Iterator[None]:
+    """The model with noise as its slots' settings say."""
     before = {name: part for name, part in model.named_modules() if type(part) is nn.Dropout}
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[no-untyped-call]
 
@@ -66,7 +66,7 @@ def noise_in_place(model: PreTrainedModel, slots: Mapping[int, Settings]) -> Ite
     try:
         for name in before:
             model.set_submodule(name, SlotDropout(name, slots))
-        yield len(before)
+        yield
     finally:
         hook.remove()
         for name, part in before.items():
