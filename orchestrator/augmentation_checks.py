@@ -17,6 +17,7 @@ MADE_WITH = {  # hyperparameter -> the key of the file that it needs
     "pseudo_rounds": ("data", "pool"),
 }
 OF_CLASSES = ("synthetic", "pseudo_rounds")
+OF_PLACES = ("token_classification", "question_answering")  # tasks whose answers are places in the text
 PLACEHOLDERS = {"paraphraser": ("$text",), "generator": ("$label", "$examples")}
 
 
@@ -34,6 +35,10 @@ def check(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
         if given and not highest[name]:
             message = f"'{'.'.join(key)}' has no effect without {name}"
             yield doc.problem(key, "no-effect", message, f"set or search {name}")
+    for name in (*DISTURBING, "paraphrases"):
+        if highest[name] and raw.get("task") in OF_PLACES:
+            message = f"'{name}' moves the words, and the answers of task {raw['task']} are places in the text"
+            yield doc.problem(place(doc, name, written), "augmentation", message, "use token_dropout")
     for name in OF_CLASSES:
         if highest[name] and raw.get("task") not in ("classification", None):
             message = f"'{name}' makes rows of classes, and task {raw['task']} has none"

@@ -26,7 +26,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 
 SEED = 7
 VOCABULARY, LONGEST = 2048, 128
-BATCH, STEPS, LEARNING_RATE = 16, 1500, 2e-3
+BATCH, STEPS, LEARNING_RATE = 32, 2000, 3e-3
 WORDS = range(8, 61)
 OUT = Path(__file__).with_name("tiny-roberta")
 SPECIAL = {
@@ -63,7 +63,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> RobertaForMaskedLM:
     config = RobertaConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=512,
         max_position_embeddings=LONGEST + 2,  # RoBERTa counts positions from the padding's id

@@ -175,4 +175,4 @@ def test_noise_where_all_is_learnt_fails_the_unit_with_a_reason(tmp_path: Path) 
     pack = Pack(base, Rows(CausalLm(), [{"text": f"text {i}"} for i in range(12)], base.tokenizer))
     _, _, end = train(pack, tiny_models.unit(12, char_noise=0.1))
     assert end.outcome == Outcome.FAILED
-    assert "all text of a row is learnt" in end.reason
+    assert "must have text beside what is learnt" in end.reason

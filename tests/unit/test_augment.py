@@ -89,10 +89,13 @@ def test_without_noise_there_are_no_copies() -> None:
     ("row", "changed"),
     [
         ({"text": "q", "label": "q"}, {"text": "Q", "label": "q"}),
+        ({"text": "q", "labels": ["q"]}, {"text": "Q", "labels": ["q"]}),
+        ({"text": "q", "number": 1.0}, {"text": "Q", "number": 1.0}),
+        ({"source": "q", "target": "q"}, {"source": "Q", "target": "q"}),
         ({"prompt": "q", "completion": "a"}, {"prompt": "Q", "completion": "a"}),
         ({"messages": turns("qqq")}, {"messages": turns("QQq")}),
     ],
-    ids=["class", "completion", "messages"],
+    ids=["class", "labels", "number", "target", "completion", "messages"],
 )  # fmt: skip
 def test_what_is_learnt_stays(row: dict[str, Any], changed: dict[str, Any]) -> None:
     before = str(row)
@@ -100,9 +103,18 @@ def test_what_is_learnt_stays(row: dict[str, Any], changed: dict[str, Any]) -> N
     assert str(row) == before
 
 
-def test_a_text_that_is_learnt_whole_cannot_be_changed() -> None:
-    with pytest.raises(ValueError, match="all text of a row is learnt"):
-        rewritten({"text": "q"}, str.upper)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "q"},
+        {"text": "q", "words": [[0, 1]], "tags": ["O"]},
+        {"context": "q", "question": "q", "answer": "q", "start": 0},
+    ],
+    ids=["learnt whole", "places of words", "place of the answer"],
+)
+def test_a_text_whose_answer_would_no_longer_be_right_cannot_be_changed(row: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must have text beside what is learnt"):
+        rewritten(row, str.upper)
 
 
 @given(

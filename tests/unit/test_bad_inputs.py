@@ -146,6 +146,10 @@ STUDY_YAML = {
     "searched noise on what is learnt": Bad(
         study(task=CAUSAL, search="{sampler: random, space: {synonyms: [0, 0.1]}}"), r":6:35: 'synonyms' needs rows of prompt"
     ),
+    "noise where answers are places": Bad(
+        study(task="token_classification", data="{path: rows.jsonl}", training="{word_noise: 0.1}"),
+        r":7:12: 'word_noise' moves the words.*\n  help: use token_dropout",
+    ),
     "too many copies": Bad(study(training="{augment_copies: 9, char_noise: 0.1}"), r"'augment_copies' must be at least 1 and at most 8"),
     "paraphrases by nobody": Bad(study(training="{paraphrases: 1}"), r":7:12: 'paraphrases' needs augmentation\.paraphraser"),
     "synthetic rows by nobody": Bad(space("synthetic: [0, 8]"), r"'synthetic' needs augmentation\.generator"),

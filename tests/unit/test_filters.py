@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from trial_worker.augment import filters, prompts, self_training
 from trial_worker.augment.made import Made
+from trial_worker.tasks.likelihoods import log_softmax
 
 TRAINING = {
     2: {"text": "a small sharp tool for cutting wood", "label": "tool"},
@@ -102,7 +103,7 @@ CLASSES = arrays.arrays(np.int64, 12, elements=st.integers(0, 2))
 @given(logits=LOGITS, classes=CLASSES)
 def test_the_temperature_is_where_the_loss_is_least(logits: np.ndarray, classes: np.ndarray) -> None:
     def nats(t: float) -> float:
-        return float(-self_training.log_softmax(logits.astype(float) / t)[np.arange(12), classes].mean())
+        return float(-log_softmax(logits.astype(float) / t)[np.arange(12), classes].mean())
 
     best = self_training.temperature(logits, classes)
     assert 1 / 20 <= best <= 20

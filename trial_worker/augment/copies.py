@@ -35,15 +35,16 @@ def rewritten(row: Row, change: Callable[[str], str]) -> Row:
     """The row with what a model reads changed, and what it must answer as it was.
 
     Raises:
-        ValueError: the row has no such text, all of it is learnt.
+        ValueError: the row has no such text: all of it is learnt, or its answers are places in it.
     """
-    if "label" in row:
+    for name in ("prompt", "source"):
+        if name in row:
+            return {**row, name: change(row[name])}
+    if any(told in row for told in ("label", "labels", "number")):
         return {**row, "text": change(row["text"])}
-    if "prompt" in row:
-        return {**row, "prompt": change(row["prompt"])}
     if "messages" in row:
         return {**row, "messages": [_turn(turn, change) for turn in row["messages"]]}
-    raise ValueError("all text of a row is learnt, and noise would be learnt with it: it needs prompt and completion")
+    raise ValueError("a row must have text beside what is learnt of it, which may change while the answer stays right")
 
 
 def _turn(turn: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

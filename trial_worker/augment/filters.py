@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from orchestrator.forms import TOLD
 from orchestrator.texts import fingerprint, folded
 from trial_worker.augment.made import Made
 from trial_worker.tasks.interface import Row
@@ -19,7 +20,7 @@ _WORDS = re.compile(r"\w+")
 
 def words(row: Row) -> list[str]:
     """What a row says, folded, word by word."""
-    return _WORDS.findall(" ".join(_texts({key: row[key] for key in row if key not in ("label", "group")})))
+    return _WORDS.findall(" ".join(_texts({key: row[key] for key in row if key not in TOLD})))
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -13,6 +13,7 @@ from orchestrator.contract import derive_seed
 from orchestrator.texts import fingerprint
 from trial_worker.augment.made import Made
 from trial_worker.tasks.interface import Row
+from trial_worker.tasks.likelihoods import log_softmax
 
 PARTS = 3  # of a training fold: each is predicted once by a model of the others
 
@@ -43,10 +44,9 @@ def temperature(logits: np.ndarray, classes: np.ndarray) -> float:
         in which the likelihood of the inverse temperature has one minimum.
     """
     low, high, ratio = -np.log(20.0), np.log(20.0), (np.sqrt(5) - 1) / 2
-    wide = logits.astype(np.float64)
 
     def nats(log: float) -> float:
-        return float(-log_softmax(wide / np.exp(log))[np.arange(len(classes)), classes].mean())
+        return float(-log_softmax(logits / np.exp(log))[np.arange(len(classes)), classes].mean())
 
     for _ in range(60):
         left, right = high - ratio * (high - low), low + ratio * (high - low)
@@ -59,13 +59,7 @@ def temperature(logits: np.ndarray, classes: np.ndarray) -> float:
 
 def confidences(logits: Sequence[np.ndarray], temperature: float) -> np.ndarray:
     """(rows, classes): the mean of several models' calibrated probabilities; logits of each are (rows, classes)."""
-    return np.mean([np.exp(log_softmax(one.astype(np.float64) / temperature)) for one in logits], axis=0)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+    return np.mean([np.exp(log_softmax(one / temperature)) for one in logits], axis=0)
 
 
 def labelled(

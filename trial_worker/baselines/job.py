@@ -94,10 +94,3 @@ def class_scores(likely: np.ndarray, truth: np.ndarray) -> Scores:
         correct=(said == truth).astype(np.int64),
         logits=likely.astype(np.float32),
     )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, float64."""
-    wide = logits.astype(np.float64)
-    wide = wide - wide.max(-1, keepdims=True)
-    return np.asarray(wide - np.log(np.exp(wide).sum(-1, keepdims=True)))

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from trial_worker.baselines.features import embed, embeddings
-from trial_worker.baselines.job import Job, NotApplicable, Run, class_scores, log_softmax, padded, too_long
+from trial_worker.baselines.job import Job, NotApplicable, Run, class_scores, padded, too_long
 from trial_worker.engine.base import Base, locate
 from trial_worker.tasks.interface import Scores
+from trial_worker.tasks.likelihoods import log_softmax
 
 NO_CONTENT = "N/A"
 SCALES = np.geomspace(0.1, 200, 100)  # of cosines, or of label scores: one number, fitted on the training part

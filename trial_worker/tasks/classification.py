@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trial_worker.tasks.interface import Item, Row, Scores
+from trial_worker.tasks.likelihoods import log_softmax
 from trial_worker.tasks.texts import OneTarget
 
 BINS = 15  # equal-width bins of confidence, for the expected calibration error
@@ -38,7 +39,7 @@ class Classification(OneTarget):
             raise ValueError("classification tallies need logits")
         classes = len(self.labels)
         truth = np.array([int(item.targets[0]) for item in items])
-        probabilities = _softmax(scores.logits.astype(np.float64))
+        probabilities = np.exp(log_softmax(scores.logits))
         said = scores.logits.argmax(-1)
         hit = said == truth
         confidence = probabilities[np.arange(len(said)), said]
@@ -55,8 +56,3 @@ class Classification(OneTarget):
                 for b in range(BINS)
             ],
         }
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True))
