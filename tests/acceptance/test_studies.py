@@ -18,10 +18,10 @@ NEED_PACKAGE = {
     *("glosses", "grid", "verse_pairs", "marks", "chapters", "speech", "speakers", "augmentation", "self-training"),
     *("regularisation", "methods", "paraphrases", "synthetic"),
 }
-NEED_SMOLLM2 = {"instructions", "paraphrases", "synthetic"}  # `make smollm2`, which no test waits for
+NEED_SMOLLM2 = {"instructions", "paraphrases", "synthetic"}  # `make smollm`, which no test waits for
 TRAINED_ELSEWHERE = {  # here without torch: with their model in test_readme.py, or like another one of these
     *("glosses", "grid", "augmentation", "regularisation", "methods"),
-    *NEED_SMOLLM2,
+    *("paraphrases", "synthetic"),
 }
 SECONDS = {  # on 2 CPU cores
     "glosses": 480,
@@ -41,7 +41,7 @@ def study_files() -> list[object]:
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
     absent = name in NEED_SMOLLM2 and not (ROOT / "studies" / "data" / "smollm2").is_dir()
-    skipped = [pytest.mark.skip(reason="needs `make smollm2`")] if absent else []
+    skipped = [pytest.mark.skip(reason="needs `make smollm`")] if absent else []
     return skipped + ([pytest.mark.package_model] if name in NEED_PACKAGE else [])
 
 
