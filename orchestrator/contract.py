@@ -125,9 +125,10 @@ class Settings:
     )
     method: str = hyperparameter(
         "lora",
-        "what is trained: lora (adapters, and the head of a classifier), head (a classifier's head alone, on frozen "
-        "features), or full (the model itself, one unit at a time)",
-        choices=["lora", "head", "full"],
+        "what is trained: lora (adapters, and the head of a classifier), dora (the same, and a magnitude for each "
+        "output of an adapted layer), head (a classifier's head alone, on frozen features), or full (the model itself, "
+        "one unit at a time)",
+        choices=["lora", "dora", "head", "full"],
         added=True,
     )
     lora_scaling: str = hyperparameter(

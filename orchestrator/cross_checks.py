@@ -154,7 +154,7 @@ def _method(
 ) -> Iterator[Problem]:
     """What adapters are asked for and nothing has any."""
     methods = extremes(raw, entries, "method") if set(entries) == set(written) else ("lora",)
-    if "lora" in methods:
+    if {"lora", "dora"} & set(methods):
         return
     if methods == ("head",) and raw.get("task") in forms.HEADLESS:
         message = f"method head trains a classifier's head, and a language model has none — got task {raw['task']}"

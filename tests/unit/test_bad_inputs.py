@@ -112,6 +112,8 @@ STUDY_YAML = {
         study(share_epochs="true", training="{lr_schedule: constant, warmup_ratio: 0}"),
         r":7:1: 'share_epochs' needs epochs in search.space",
     ),
+    "PEFT's switch for DoRA": Bad(study(training="{use_dora: 1}"), r"unknown hyperparameter 'use_dora'\n  help: write `method: dora`"),
+    "PEFT's switch for rsLoRA": Bad(study(training="{use_rslora: 1}"), r"'use_rslora'\n  help: write `lora_scaling: rslora`"),
     "patience with share_epochs": Bad(
         study(
             share_epochs="true", training="{patience: 2, lr_schedule: constant, warmup_ratio: 0, stopping_share: 0.4}",
