@@ -125,9 +125,10 @@ class Settings:
     )
     method: str = hyperparameter(
         "lora",
-        "what is trained: lora (adapters, and the head of a classifier), head (a classifier's head alone, on frozen "
-        "features), or full (the model itself, one unit at a time)",
-        choices=["lora", "head", "full"],
+        "what is trained: lora (adapters, and the head of a classifier), dora (the same, and a magnitude for each "
+        "output of an adapted layer), head (a classifier's head alone, on frozen features), or full (the model itself, "
+        "one unit at a time)",
+        choices=["lora", "dora", "head", "full"],
         added=True,
     )
     lora_scaling: str = hyperparameter(
@@ -241,6 +242,23 @@ class Settings:
         added=True,
     )
 
+    patience: int = hyperparameter(
+        0,
+        "epochs in a row without a lower loss on the stopping part after which a fold ends; the epoch where that was "
+        "lowest counts. 0: all epochs are trained, and the last counts",
+        low=0,
+        high=1000,
+        aliases=["early_stopping_patience"],
+        added=True,
+    )
+    stopping_share: float = hyperparameter(
+        0.15,
+        "share of a fold's training rows that is held out to stop by, with patience",
+        low=0.02,
+        high=0.5,
+        added=True,
+    )
+
     def identity(self) -> dict[str, Any]:
         """What two settings that train the same have in common, by whichever version they were written."""
         fields = {field.name: field for field in dataclasses.fields(self)}
@@ -283,8 +301,8 @@ class Checkpoint:
     """A file from which a unit goes on: safetensors, written whole, with what it is in its header.
 
     With kind "resume" it holds the trainable weights and AdamW's state at a step boundary, with kind "adapter" the
-    weights alone, after the last epoch. Everything else of a unit's course (data order, dropout, schedule) is a
-    function of its seed and step.
+    weights alone, written after the last epoch: those of the epoch that counts. Everything else of a unit's course
+    (data order, dropout, schedule) is a function of its seed and step.
     """
 
     path: str  # on this machine
@@ -445,6 +463,7 @@ class EpochDone:
     tallies: Mapping[str, Any]
     predictions: Predictions
     checkpoint: Checkpoint | None = None  # None: the unit has no scratch folder, or it could not be written
+    chosen: int | None = None  # of a unit with patience, at its last epoch: the epoch that counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def check(
     problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
     problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
     problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
-    problems += _baselines(doc, raw)
+    problems += [*_baselines(doc, raw), *_stopping(doc, raw, entries, written)]
     task = raw.get("task")
     if task in forms.TASKS:
         problems += _columns(doc, raw, task)
@@ -154,7 +154,7 @@ def _method(
 ) -> Iterator[Problem]:
     """What adapters are asked for and nothing has any."""
     methods = extremes(raw, entries, "method") if set(entries) == set(written) else ("lora",)
-    if "lora" in methods:
+    if {"lora", "dora"} & set(methods):
         return
     if methods == ("head",) and raw.get("task") in forms.HEADLESS:
         message = f"method head trains a classifier's head, and a language model has none — got task {raw['task']}"
@@ -189,6 +189,29 @@ def _compared(
         message = "'r_drop_alpha' compares what two dropout masks make of a row, and there is no dropout"
         help = "set or search lora_dropout or dropout"
         yield doc.problem(place(doc, "r_drop_alpha", written), "no-effect", message, help)
+
+
+def _stopping(
+    doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]
+) -> Iterator[Problem]:
+    """Early stopping: what it excludes, and what has no effect without it."""
+    if set(entries) != set(written):
+        return
+    if not max(extremes(raw, entries, "patience")):
+        if (where := place(doc, "stopping_share", written)) in doc.places:
+            message = "'stopping_share' has no effect without patience"
+            yield doc.problem(where, "no-effect", message, "set or search patience")
+        return
+    where, leave = place(doc, "patience", written), "leave one of them out"
+    if raw.get("share_epochs") is True:
+        message = "with 'share_epochs' one epoch counts for all folds of a trial, and with patience each has its own"
+        yield doc.problem(where, "share-epochs", message, leave)
+    if max(extremes(raw, entries, "pseudo_rounds")):
+        message = "'pseudo_rounds' trains inner models on parts of a fold, which have nothing left to stop by"
+        yield doc.problem(where, "patience", message, leave)
+    if max(extremes(raw, entries, "epochs")) == 1:
+        message = "'patience' chooses among epochs, and there is one"
+        yield doc.problem(where, "no-effect", message, "allow more epochs: they are the most that a fold may train")
 
 
 def place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:

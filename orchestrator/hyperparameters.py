@@ -34,6 +34,13 @@ OF_THE_MODEL: Mapping[str, str] = {
     "load_in_8bit": "8 bits are not supported: write `model: {quantization: nf4}`",
 }
 
+# Names of Hugging Face and PEFT for what is said in another way here -> the help for them.
+SAID_OTHERWISE: Mapping[str, str] = {
+    **OF_THE_MODEL,
+    "use_dora": "write `method: dora`",
+    "use_rslora": "write `lora_scaling: rslora`",
+}
+
 MODULE_RULES = ("all-linear", "auto")
 _RANK_RULE = re.compile(r"(\d+(?:\.\d+)?)?r")
 
@@ -45,8 +52,8 @@ def canonical_name(name: str) -> str | None:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A help line for an unknown name; lists what there is when nothing is near."""
-    if name in OF_THE_MODEL:
-        return OF_THE_MODEL[name]
+    if name in SAID_OTHERWISE:
+        return SAID_OTHERWISE[name]
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean '{near[0]}'?" if near else "known keys: " + ", ".join(sorted(known))

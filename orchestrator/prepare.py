@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import augmentation, dataset, folds, forms, models, reach, readers, sizes, stores
+from orchestrator import augmentation, dataset, folds, forms, models, reach, readers, sizes, stopping, stores
 from orchestrator.augmentation import Pool
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
@@ -60,6 +60,7 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
         message = f"'entity_f1' needs tags O, B-TYPE and I-TYPE — got {', '.join(snapshot.classes[:5])}"
         problems.append(loaded.problem(("objective",), "objective", message))
     problems += [loaded.problem(("cross_validation", "folds"), "folds", message) for message in errors]
+    problems += _stopping_problems(loaded, snapshot.rows)
     if problems:
         raise BadInput(problems)
     if not wanted.cross_validation.stratify:
@@ -98,6 +99,21 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         pool=augmentation.pool(loaded.spec.data, loaded.folder),
     )
     return prepared, [*cautions, *_size_cautions(loaded)]
+
+
+def _stopping_problems(loaded: LoadedStudy, rows: int) -> list[Problem]:
+    """Too few rows to stop by, where a trial may stop early."""
+    wanted, parts = loaded.spec, loaded.spec.cross_validation.folds
+    share = min(wanted.extremes("stopping_share"))
+    held = stopping.expected(rows, parts, share)
+    if held >= stopping.LEAST or not max(wanted.extremes("patience")):
+        return []
+    message = (
+        f"'patience' needs {stopping.LEAST} rows at least to stop by — "
+        f"got {held}, {share:g} of the {rows - -(-rows // parts)} that a fold trains on"
+    )
+    where = ("search", "space", "patience") if "patience" in wanted.space else ("training", "patience")
+    return [loaded.problem(where, "patience", message, "use a larger stopping_share, more rows, or patience: 0")]
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:

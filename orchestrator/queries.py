@@ -145,8 +145,8 @@ def fold_results(connection: Connection, study_id: int, trial_ids: Sequence[int]
         text(
             "SELECT t.id AS trial, u.repeat, u.fold, r.epoch, r.tallies "
             "FROM trial t JOIN unit u ON u.trial = coalesce(t.run, t.id) "
-            "JOIN LATERAL (SELECT epoch, tallies FROM result WHERE unit = u.id AND epoch <= coalesce(t.epoch, epoch) "
-            "ORDER BY epoch DESC LIMIT 1) r ON true "
+            "JOIN LATERAL (SELECT epoch, tallies FROM result "
+            "WHERE unit = u.id AND epoch <= coalesce(t.epoch, u.epoch, epoch) ORDER BY epoch DESC LIMIT 1) r ON true "
             "WHERE t.study = :study AND u.state = 'done' AND (:every OR t.id = ANY(:trials)) "
             "ORDER BY t.id, u.repeat, u.fold"
         ),

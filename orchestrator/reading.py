@@ -120,6 +120,7 @@ def describe(seen: View, trial: TrialRecord) -> dict[str, Any]:
             {
                 "repeat": result.repeat,
                 "fold": result.fold,
+                "epoch": result.epoch,
                 "loss": objective.validation_loss(result.tallies),
                 "n": int(result.tallies["items"]),
             }

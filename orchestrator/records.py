@@ -93,7 +93,7 @@ class TrialRecord:
     reason: str
     duplicate_of: int | None
     run: int | None  # the trial whose folds are its results; None: its own
-    epoch: int | None  # of these the epoch that counts; None: the last
+    epoch: int | None  # of these the epoch that counts; None: each unit's own, or the last
     generation: int
     told: bool
 

@@ -29,9 +29,9 @@ def verdicts(connection: Connection, record: StudyRecord, only: Sequence[int] | 
     raced = _raced(connection, record, only)
     if not raced:
         return {}
-    last = {best.trained: best.epoch or best.settings.epochs}
+    last = {}
     if record.spec.share_epochs:
-        last = best_epochs(connection, record, raced) | last
+        last = best_epochs(connection, record, raced) | {best.trained: best.epoch or best.settings.epochs}
     reported = _reported(connection, record, best.trained, raced, last)
     rules, incumbent = rules_of(record), Incumbent(name=_name(best), folds=reported.pop(best.trained, {}))
     reasons = {trial: racing.reason_to_stop(rules, folds, incumbent) for trial, folds in sorted(reported.items())}
@@ -87,7 +87,8 @@ def _reported(
 ) -> dict[int, dict[tuple[int, int], Fold]]:
     """trial -> (repeat, fold) -> what it reported; predictions of finished folds only, where the rule reads them.
 
-    All epochs of the incumbent and of what is not finished; of other folds the last.
+    All epochs of the incumbent and of what is not finished, those with patience aside: past its best epoch a fold gets
+    worse, and is no worse for it. Of other folds the last. What counts of a finished fold is its last.
     last: trial -> the epoch that is taken for the last of its finished folds, where it is another.
     """
     rows = connection.execute(
@@ -98,9 +99,11 @@ def _reported(
             "FROM unit u JOIN trial t ON t.id = u.trial JOIN result r ON r.unit = u.id "
             "LEFT JOIN unnest(CAST(:cut AS bigint[]), CAST(:at AS integer[])) AS given(trial, epoch) "
             "ON given.trial = u.trial "
-            "CROSS JOIN LATERAL (SELECT coalesce(given.epoch, CAST(t.settings->>'epochs' AS integer)) AS last) x "
+            "CROSS JOIN LATERAL (SELECT "
+            "coalesce(given.epoch, u.epoch, CAST(t.settings->>'epochs' AS integer)) AS last) x "
             "WHERE u.trial = ANY(:trials) AND u.state IN ('waiting', 'leased', 'done') AND r.epoch <= x.last "
-            "AND (u.state = 'done' AND r.epoch = x.last OR :hopeless AND (u.trial = :best OR u.state <> 'done')) "
+            "AND (u.state = 'done' AND r.epoch = x.last OR :hopeless AND (u.trial = :best OR u.state <> 'done' "
+            "AND coalesce(CAST(t.settings->>'patience' AS integer), 0) = 0)) "
             "ORDER BY u.trial, u.repeat, u.fold, r.epoch"
         ),
         {

@@ -9,12 +9,11 @@ from typing import Any
 
 from orchestrator import forms, models
 from orchestrator.contract import Settings
-from orchestrator.space import Choices
 from orchestrator.spec import StudySpec
 
 MOST_HEADER = 100 * 2**20  # bytes; what safetensors itself allows
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")  # all-linear leaves them alone
-PARTS = 3  # each weight, and AdamW's two moments
+PARTS = 3  # each weight, and AdamW's two moments; with patience that of the best epoch too
 FLOAT32 = 4
 
 
@@ -28,7 +27,8 @@ def resume_state(spec: StudySpec, folder: Path) -> int | None:
     except (OSError, ValueError, RecursionError):
         return None
     layers = adapted(shapes, spec.training["target_modules"])
-    return PARTS * FLOAT32 * (parameters(layers, most_rank(spec)) + _head(spec, shapes)) if layers else None
+    parts = PARTS + (max(spec.extremes("patience")) > 0)
+    return parts * FLOAT32 * (parameters(layers, most_rank(spec)) + _head(spec, shapes)) if layers else None
 
 
 def header(file: Path) -> dict[str, tuple[int, ...]]:
@@ -75,12 +75,8 @@ def parameters(layers: list[tuple[int, ...]], rank: int) -> int:
 
 def most_rank(spec: StudySpec) -> int:
     """The largest LoRA rank that a trial of the study can have; the default configuration's counts too."""
-    entry = spec.space.get("lora_rank")
-    if entry is None:
-        return int(spec.training["lora_rank"])
-    return max(
-        Settings().lora_rank, *(int(rank) for rank in (entry.choices if isinstance(entry, Choices) else (entry.high,)))
-    )
+    ranks = [int(rank) for rank in spec.extremes("lora_rank")]
+    return max(Settings().lora_rank, *ranks) if "lora_rank" in spec.space else ranks[0]
 
 
 def _head(spec: StudySpec, shapes: Mapping[str, tuple[int, ...]]) -> int:

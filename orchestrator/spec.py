@@ -289,6 +289,13 @@ class StudySpec(_Section):
         """The searched hyperparameters, parsed."""
         return {name: space.entry_from_json(name, raw) for name, raw in self.search.space.items()}
 
+    def extremes(self, name: str) -> tuple[Any, ...]:
+        """Of a hyperparameter: its choices, the ends of its range, or the one value that it has."""
+        entry = self.space.get(name)
+        if entry is None:
+            return (self.training.get(name, hyperparameters.FIELDS[name].default),)
+        return entry.choices if isinstance(entry, space.Choices) else (entry.low, entry.high)
+
     @property
     def most_epochs(self) -> int:
         """Of a study that shares epochs: what its runs train."""

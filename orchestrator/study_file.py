@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from orchestrator import augmentation_checks, cross_checks, document, forms, hyperparameters, space
+from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.errors import BadInput, Problem
 from orchestrator.spec import Baselines, Budget, StudySpec
@@ -87,12 +88,13 @@ def resolve(doc: Document, folder: Path) -> LoadedStudy:
 def smoke(loaded: LoadedStudy) -> LoadedStudy:
     """The same study made tiny: 1 trial, 2 folds, 1 epoch, 40 rows, under a name of its own."""
     spec = loaded.spec
-    searched = {name: raw for name, raw in spec.search.space.items() if name != "epochs"}
+    fixed = {"epochs": 1, "patience": 0, "stopping_share": Settings().stopping_share}  # one epoch has nothing to stop
+    searched = {name: raw for name, raw in spec.search.space.items() if name not in fixed}
     if spec.search.sampler == "grid":
-        searched = {name: {"choices": [entry.points()[0]]} for name, entry in spec.space.items() if name != "epochs"}
+        searched = {name: {"choices": [entry.points()[0]]} for name, entry in spec.space.items() if name not in fixed}
     if not searched:  # only epochs were searched; the space needs one name
         searched = {"learning_rate": {"choices": [spec.training["learning_rate"]]}}
-    training = {name: value for name, value in spec.training.items() if name not in searched} | {"epochs": 1}
+    training = {name: value for name, value in spec.training.items() if name not in searched} | fixed
     limit = min(40, spec.data.limit or 40)
     small = spec.model_copy(
         update={

@@ -277,8 +277,11 @@ def _accept(connection: Connection, lease: Lease, done: EpochDone) -> bool:
         {"unit": lease.unit, "epoch": done.epoch, "lease_epoch": lease.epoch},
     ).rowcount
     connection.execute(
-        text("UPDATE unit SET vanished = 0, seconds = seconds + :seconds WHERE id = :unit"),
-        {"seconds": done.seconds if first else 0.0, "unit": lease.unit},
+        text(
+            "UPDATE unit SET vanished = 0, seconds = seconds + :seconds, "
+            "epoch = coalesce(epoch, CAST(:chosen AS integer)) WHERE id = :unit"
+        ),
+        {"seconds": done.seconds if first else 0.0, "unit": lease.unit, "chosen": done.chosen},
     )
     return bool(accepted)
 
@@ -338,8 +341,7 @@ def forgive(engine: Engine, worker: int, charged: Sequence[Lease]) -> None:
 
 
 def _has_last_epoch(connection: Connection, lease: Lease) -> bool:
-    query = "SELECT EXISTS (SELECT 1 FROM result WHERE unit = :unit AND epoch = :epoch)"
-    return bool(queries.scalar(connection, query, unit=lease.unit, epoch=lease.settings.epochs))
+    return bool(queries.scalar(connection, "SELECT state_at_rest(:unit) = 'done'", unit=lease.unit))
 
 
 def _recorded(connection: Connection, lease: Lease, ended: UnitEnded) -> bool:

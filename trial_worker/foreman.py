@@ -210,7 +210,7 @@ class Foreman:
         if held is None:
             return
         checkpoint = done.checkpoint or held.checkpoint
-        self._held[done.unit] = replace(held, checkpoint=checkpoint, epoch=done.epoch, kills=0)
+        self._held[done.unit] = replace(held, checkpoint=checkpoint, epoch=done.epoch, chosen=done.chosen, kills=0)
         self._suspects = self._suspects.cleared(done.unit)
         self.streak.clear()
         self._proven = True

@@ -20,6 +20,7 @@ class Held:
     taken: Taken
     checkpoint: Checkpoint | None  # its newest, on this machine
     epoch: int = 0  # the last one it reported here
+    chosen: int | None = None  # as `EpochDone.chosen`
     sent: bool = False  # the trainer has it
     ends: float = math.inf  # when the trainer expects it to end, monotonic seconds
     kills: int = 0  # of its trainer from outside, without an epoch in between
@@ -37,7 +38,7 @@ class Held:
     @property
     def complete(self) -> bool:
         """Whether its last epoch was reported: whatever happens now, nothing is left to train."""
-        return self.epoch == self.lease.settings.epochs
+        return self.chosen is not None or self.epoch == self.lease.settings.epochs
 
     def ended(self, outcome: Outcome, reason: str, **more: Any) -> UnitEnded:
         """The end of this unit, as the supervisor sees it."""
@@ -89,6 +90,6 @@ def work(held: Held, scratch: str) -> TrainUnit:
         seconds_left=lease.seconds_left,
         scratch=scratch,
         resume=held.checkpoint if held.checkpoint is not None and held.checkpoint.kind == "resume" else None,
-        all_logits=record.spec.share_epochs,
+        all_logits=record.spec.share_epochs or lease.settings.patience > 0,
         most_rows=held.most_rows,
     )

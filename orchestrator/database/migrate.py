@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, text
 
 from orchestrator.errors import USAGE, FoldtuneError
 
-HEAD = "0006"
+HEAD = "0007"
 _LOCK = 0x666F6C64  # "fold": one migration at a time
 
 

@@ -20,13 +20,13 @@ from tests.acceptance.commands import foldtune
 from tests.database import studies
 from tests.database.studies import rows
 
-# What versions 0006 to 0002 added. Without it a database is what a program of version 0001 left behind.
+# What versions 0007 to 0002 added. Without it a database is what a program of version 0001 left behind.
 UNDO = """
 DROP INDEX foldtune.trial_states, foldtune.trial_best, foldtune.trial_unshown, foldtune.trial_untold,
   foldtune.trial_duplicate, foldtune.trial_default, foldtune.trial_baseline, foldtune.unit_charged;
 DROP FUNCTION foldtune.state_at_rest;
 DROP TABLE foldtune.attempt, foldtune.artifact, foldtune.leftover, foldtune.identity;
-ALTER TABLE foldtune.unit DROP COLUMN token;
+ALTER TABLE foldtune.unit DROP COLUMN token, DROP COLUMN epoch;
 ALTER TABLE foldtune.trial DROP COLUMN run, DROP COLUMN epoch, DROP CONSTRAINT trial_origin_check,
   ADD CONSTRAINT trial_origin_check CHECK (origin IN ('default', 'grid', 'random', 'model'));
 ALTER TABLE foldtune.study DROP COLUMN artifacts, DROP COLUMN writers, DROP COLUMN pool;

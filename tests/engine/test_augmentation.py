@@ -144,7 +144,8 @@ def test_without_augmentation_nothing_is_looked_at(bert: Base, monkeypatch: pyte
     monkeypatch.setattr(Rows, "further", None)
     monkeypatch.setattr(training_part, "admitted", None)
     unit = tiny_models.unit(ROWS)
-    items, numbers = training_part.training_part(bert, rows, unit)
+    part = training_part.training_part(bert, rows, unit)
+    items, numbers = part.items, part.train
     assert items is rows.items(bert.limit)
     assert numbers == unit.train
 
@@ -160,7 +161,8 @@ def test_a_language_models_answers_stay_as_they_are(shape: str, tmp_path: Path) 
         ]
     read = Rows(CausalLm(), rows, base.tokenizer)
     unit = tiny_models.unit(12, char_noise=0.3, word_noise=0.3)
-    items, numbers = training_part.training_part(base, read, unit)
+    part = training_part.training_part(base, read, unit)
+    items, numbers = part.items, part.train
     made = numbers[len(unit.train) :]
     assert len(made) == len(unit.train)
     changed = 0

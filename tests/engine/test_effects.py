@@ -48,6 +48,8 @@ OTHER = {
     "synthetic": 2,
     "pseudo_rounds": 1,
     "pseudo_threshold": 0.0,
+    "patience": 1,
+    "stopping_share": 0.4,
 }
 
 
@@ -56,6 +58,7 @@ BESIDE = {
     "augment_copies": {"word_noise": 0.2},
     "pseudo_rounds": {"pseudo_threshold": 0.0},
     "pseudo_threshold": {"pseudo_rounds": 1},
+    "stopping_share": {"patience": 1},
 }
 
 

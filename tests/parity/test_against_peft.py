@@ -125,6 +125,7 @@ def plain(
                 r=settings.lora_rank,
                 lora_alpha=3 * settings.lora_rank,
                 use_rslora=settings.lora_scaling == "rslora",
+                use_dora=settings.method == "dora",
                 target_modules="all-linear",
                 modules_to_save=list(base.heads) or None,
             ),
@@ -165,12 +166,23 @@ VARIANTS = [
     ("gpt2", {"top_layers": 1}),
     ("roberta", {"top_layers": 1}),
     ("bert", {"method": "head"}),
+    *((case, {"method": "dora"}) for case in CASES),  # Linear and Conv1D, streams and padding
+    ("gpt2", {"method": "dora", "top_layers": 1, "lora_scaling": "rslora"}),
 ]
 
 
-@pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=[f"{case} {next(iter(v))}" for case, v in VARIANTS])
+def named(case: str, variant: dict[str, Any]) -> str:
+    return f"{case} {' '.join(f'{name} {value}' for name, value in variant.items())}"
+
+
+@pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=[named(*each) for each in VARIANTS])
 def test_a_regularised_unit_equals_the_textbook_loop(case: str, variant: dict[str, Any], tmp_path: Path) -> None:
     equal_to_the_textbook_loop(case, tmp_path, variant, rel=1e-9, part=1e-8, double=True)
+
+
+@pytest.mark.parametrize("case", ["bert", "gpt2"])
+def test_dora_in_single_precision_does_too(case: str, tmp_path: Path) -> None:
+    equal_to_the_textbook_loop(case, tmp_path, {"method": "dora"}, rel=1e-4, part=1e-3)
 
 
 @pytest.mark.parametrize(("case", "double"), [*((case, True) for case in CASES), ("bert", False), ("gpt2", False)])
@@ -179,10 +191,13 @@ def test_losses_and_adapter_equal_the_textbook_loop(case: str, double: bool, tmp
     equal_to_the_textbook_loop(case, tmp_path, {}, rel=rel, part=part, double=double)
 
 
+@pytest.mark.parametrize("variant", [{}, {"method": "dora"}], ids=["lora", "dora"])
 @pytest.mark.parametrize("case", ["bert", "llama", "gpt2", "t5-classifier"])
-def test_on_a_base_in_4_bits_they_equal_the_textbook_loop_on_that_base(case: str, tmp_path: Path) -> None:
+def test_on_a_base_in_4_bits_they_equal_the_textbook_loop_on_that_base(
+    case: str, variant: dict[str, Any], tmp_path: Path
+) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'foldtune[quantized]'")
-    equal_to_the_textbook_loop(case, tmp_path, {}, rel=1e-4, part=1e-3, quantization="nf4")
+    equal_to_the_textbook_loop(case, tmp_path, variant, rel=1e-4, part=1e-3, quantization="nf4")
 
 
 def equal_to_the_textbook_loop(

@@ -112,6 +112,29 @@ STUDY_YAML = {
         study(share_epochs="true", training="{lr_schedule: constant, warmup_ratio: 0}"),
         r":7:1: 'share_epochs' needs epochs in search.space",
     ),
+    "PEFT's switch for DoRA": Bad(study(training="{use_dora: 1}"), r"unknown hyperparameter 'use_dora'\n  help: write `method: dora`"),
+    "PEFT's switch for rsLoRA": Bad(study(training="{use_rslora: 1}"), r"'use_rslora'\n  help: write `lora_scaling: rslora`"),
+    "patience with share_epochs": Bad(
+        study(
+            share_epochs="true", training="{patience: 2, lr_schedule: constant, warmup_ratio: 0, stopping_share: 0.4}",
+            search="{sampler: tpe, space: {epochs: [1, 2]}}",
+        ),
+        r":8:12: with 'share_epochs' one epoch counts for all folds of a trial, and with patience each has its own",
+    ),
+    "patience and self-training": Bad(
+        study(data="{path: rows.jsonl, pool: rows.jsonl}", training="{pseudo_rounds: 1, early_stopping_patience: 2}"),
+        r":7:30: 'pseudo_rounds' trains inner models on parts of a fold, which have nothing left to stop by",
+    ),
+    "patience with one epoch": Bad(study(training="{epochs: 1, patience: 2}"), r":7:23: 'patience' chooses among epochs, and there is one"),
+    "a share to stop by without patience": Bad(study(training="{stopping_share: 0.2}"), r":7:12: 'stopping_share' has no effect without patience"),
+    "patience never searched above none": Bad(
+        study(search="{sampler: grid, space: {patience: [0]}}", training="{stopping_share: 0.2}"), r":7:12: 'stopping_share' has no effect"
+    ),
+    "too few rows to stop by": Bad(
+        study(training="{patience: 2}"),
+        r":7:12: 'patience' needs 5 rows at least to stop by — got 2, 0.15 of the 15 that a fold trains on\n  help: use a larger",
+    ),
+    "all rows to stop by": Bad(study(training="{patience: 2, stopping_share: 0.9}"), r"'stopping_share' must be at least 0.02 and at most 0.5"),
     "share_epochs no boolean": Bad(study(share_epochs="3"), r"'share_epochs' must be true or false — got 3"),
     "two warm-ups": Bad(
         study(training="{warmup_ratio: 0.1, warmup_steps: 3}"), r":7:12: 'warmup_ratio' has no effect beside warmup_steps"

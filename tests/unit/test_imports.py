@@ -102,6 +102,7 @@ def test_training_knows_only_the_contract_and_pure_modules() -> None:
         "orchestrator.models",
         "orchestrator.errors",
         "orchestrator.texts",
+        "orchestrator.stopping",
     }
     used = {
         imported

@@ -18,6 +18,7 @@ from trial_worker.augment.copies import rewritten
 from trial_worker.augment.filters import worthy
 from trial_worker.augment.made import Made
 from trial_worker.augment.noise import kept
+from trial_worker.engine.training_part import held_apart, stopping_rows
 from trial_worker.tasks.interface import Row
 from trial_worker.tasks.rows import Rows
 
@@ -56,6 +57,7 @@ def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
     Raises:
         ValueError: too few rows, or rows that cannot be rewritten.
     """
+    unit = held_apart(unit, stopping_rows(rows, unit))
     fold = {number: rows.raw[number] for number in unit.train}
     written: list[Made] = []
     for number, row in fold.items():

@@ -142,7 +142,7 @@ class _Apply(torch.autograd.Function):
         out = x.new_zeros(len(x), factors[0].b.shape[1]) if weight is None else functional.linear(x, weight, bias)
         inner = []
         for bound, one, kept in zip(bounds, factors, masks, strict=True):
-            part = _dropped(x[bound.start : bound.end], kept, one.dropout)
+            part = dropped(x[bound.start : bound.end], kept, one.dropout)
             u = (part @ one.a.to(x.dtype).t()).mul_(one.scale)
             out[bound.start : bound.end].addmm_(u, one.b.to(x.dtype))
             inner.append(u)
@@ -163,17 +163,18 @@ class _Apply(torch.autograd.Function):
             part = gradient[bound.start : bound.end]
             before = (part @ one.b.to(x.dtype).t()).mul_(one.scale)
             _add_product(one.b_gradient, u, part)
-            _add_product(one.a_gradient, before, _dropped(x[bound.start : bound.end], kept, one.dropout))
+            _add_product(one.a_gradient, before, dropped(x[bound.start : bound.end], kept, one.dropout))
             if onward is not None:
                 mine = onward[bound.start : bound.end]
                 if kept is None:
                     mine.addmm_(before, one.a.to(x.dtype))
                 else:
-                    mine.add_(_dropped(before @ one.a.to(x.dtype), kept, one.dropout))
+                    mine.add_(dropped(before @ one.a.to(x.dtype), kept, one.dropout))
         return onward, None, None, None, None, None, None
 
 
-def _dropped(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
+def dropped(x: Tensor, kept: Tensor | None, rate: float) -> Tensor:
+    """What dropout at this rate leaves of the input; kept: its mask, None: all."""
     return x if kept is None else x * kept / (1 - rate)
 
 

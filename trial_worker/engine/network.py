@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
 from trial_worker.engine.decoder import reading_decoder
+from trial_worker.engine.dora import Directed, SlotDora, magnitude_of, magnitude_weight, row_norms
 from trial_worker.engine.heads import (
     READERS,
     Answer,
@@ -47,6 +48,9 @@ class Network:
         self.slots = slots
         self.survey: Survey = survey(base, kind)
         self._heads = head_weights(self.survey.heads)
+        if kind.dora:
+            self._heads += tuple(magnitude_weight(site) for site in self.survey.sites)
+        self._directed: dict[tuple[int, int], Directed] = {}
         self._head_views: dict[str, dict[int, Mapping[str, Tensor]]] = {one.prefix: {} for one in self.survey.heads}
         self._open: dict[int, Settings] = {}
         self._drops = any(type(part) is nn.Dropout for part in self.survey.model.modules())
@@ -65,6 +69,10 @@ class Network:
     def stack(self, site: int) -> Stack:
         """As `lora.Slots`."""
         return self.memory.stack(site)
+
+    def directed(self, site: int, slot: int) -> Directed:
+        """As `dora.Slots`."""
+        return self._directed[site, slot]
 
     def install(self) -> None:
         """Put the slots' layers and heads into the model."""
@@ -128,6 +136,12 @@ class Network:
                 leaf.grad = gradients[f"{head.prefix}.{name}"]  # autograd adds to it in place
                 own[name] = leaf
             self._head_views[head.prefix][slot] = own
+        if self.kind.dora:
+            for number, site in enumerate(self.survey.sites):
+                name = magnitude_of(site)
+                self._directed[number, slot] = Directed.of(
+                    self.memory.factors(number, slot), weights[name], gradients[name]
+                )
 
     def _grow(self, rank: int) -> None:
         """Room for a larger rank; whoever trains keeps all its numbers."""
@@ -149,6 +163,8 @@ class Network:
             limit = site.inputs**-0.5
             fresh[site.a] = torch.empty(rank, site.inputs).uniform_(-limit, limit, generator=generator)
             fresh[site.b] = torch.zeros(site.outputs, rank)
+            if self.kind.dora:
+                fresh[magnitude_of(site)] = row_norms(self.survey.model.get_submodule(site.name))
         fresh |= fresh_heads(
             {head.prefix: head.template for head in self.survey.heads}, seed, head_std(self.base.model)
         )
@@ -167,7 +183,8 @@ class Network:
         try:
             for number, site in enumerate(self.survey.sites):
                 before[site.name] = model.get_submodule(site.name)
-                model.set_submodule(site.name, SlotLinear(before[site.name], number, site.name, self))
+                layer = SlotDora if self.kind.dora else SlotLinear
+                model.set_submodule(site.name, layer(before[site.name], number, site.name, self))
             for head in self.survey.heads:
                 own = self._head(head)
                 if head.name:

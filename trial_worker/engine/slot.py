@@ -25,6 +25,7 @@ from trial_worker.engine.losses import Bundle, Sample, bundles, share_of
 from trial_worker.engine.network import Network
 from trial_worker.engine.scores import pack_predictions
 from trial_worker.engine.state import Position
+from trial_worker.engine.stopping import Stopping
 from trial_worker.engine.training_part import training_part
 from trial_worker.engine.whole import WholeNetwork
 from trial_worker.tasks.interface import Scores
@@ -32,10 +33,10 @@ from trial_worker.tasks.rows import Rows
 
 
 class Slot:
-    """A unit that trains. It waits for rows to be computed: of its effective batch, or of its validation part.
+    """A unit that trains. It waits for rows to be computed: of its effective batch, or such as are evaluated.
 
     train: numbers of the rows it trains on, made ones included. waiting: rows to compute, in order. evaluating: whether
-    they are of the validation part. finished: nothing is left to do.
+    they are of the stopping or the validation part. finished: nothing is left to do.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Slot:
         """
         self.place = place
         self.unit = unit
-        items, self.train = training_part(base, rows, unit, made)
-        self.items = rows.task.fitted(items, self.train)
+        part = training_part(base, rows, unit, made)
+        self.train = part.train
+        self.items = rows.task.fitted(part.items, self.train)
+        self._stopping = Stopping(part.stopping, self.settings.patience) if part.stopping else None
         self.clock = Clock()
         self.clock.limit(unit.seconds_left)
         self.at = Position()
@@ -73,8 +76,10 @@ class Slot:
         self._forecast = Forecast(0.0, 0.0, 0.0)
         self._nats = 0.0  # of the effective batch, so far
         self._scores: dict[int, tuple[Scores, int]] = {}
+        self._parts: list[Sequence[int]] = []  # rows to evaluate after those that wait
         saved = self._saved()
-        self.finished = self.at.epoch == self.settings.epochs
+        over = saved is not None and saved.kind == "adapter" and self._stopping is not None
+        self.finished = over or self.at.epoch == self.settings.epochs
         if not self.finished:
             network.open(place, self.settings, unit.seed)
             if saved is not None:
@@ -108,7 +113,8 @@ class Slot:
 
     def tokens(self, rows: Sequence[int]) -> int:
         """Work of training on these rows and evaluating: a backward pass costs twice a forward one."""
-        return self._training(rows) + sum(self.items[row].tokens for row in self.unit.validation)
+        evaluated = (*self.unit.validation, *(self._stopping.rows if self._stopping else ()))
+        return self._training(rows) + sum(self.items[row].tokens for row in evaluated)
 
     def _training(self, rows: Sequence[int]) -> int:
         return sum(self.items[row].tokens * 3 for row in rows)
@@ -172,9 +178,14 @@ class Slot:
         if self._batches:
             self.waiting = self._bundles()
         else:
-            rows = sorted(self._scored, key=lambda row: (-self.items[row].length, row))
-            self.waiting = [((row, 0),) for row in rows]
             self.evaluating, self._scores = True, {}
+            self._parts = [self._stopping.rows, self._scored] if self._stopping else [self._scored]
+            self._next_part()
+
+    def _next_part(self) -> None:
+        """Not both at once: what shares a batch changes the last bits of a loss, and validation rows decide nothing."""
+        rows = sorted(self._parts.pop(0), key=lambda row: (-self.items[row].length, row))
+        self.waiting = [((row, 0),) for row in rows]
 
     @property
     def _scored(self) -> Sequence[int]:
@@ -227,9 +238,11 @@ class Slot:
         return Progress(unit=self.unit.unit, epoch=self.at.epoch + 1, step=number, steps=steps, loss=loss, to_go=to_go)
 
     def scored(self, samples: Sequence[Sample], scores: Scores) -> None:
-        """These validation rows are scored, in this order."""
+        """These rows of the stopping or the validation part are scored, in this order."""
         self._scores.update({row: (scores, place) for place, (row, _) in enumerate(samples)})
         self.waiting = [bundle for bundle in self.waiting if bundle[0][0] not in self._scores]
+        if not self.waiting and self._parts:
+            self._next_part()
 
     def end_epoch(self) -> EpochDone:
         """The epoch's results, its checkpoint written before anybody hears of it.
@@ -239,12 +252,14 @@ class Slot:
         """
         unit, epoch = self.unit, self.at.epoch + 1
         validation = [self.items[row] for row in self._scored]
-        scores = _in_order([self._scores[row] for row in self._scored])
-        if not math.isfinite(scores.nats.sum()):
-            raise UnitStopped(Outcome.DIVERGED, f"validation loss {scores.nats.sum()} after epoch {epoch}")
+        scores = self._of_part("validation", self._scored)
+        stop = self._stopping is not None and self._hear(self._stopping, epoch)
         train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)
         self.evaluating, self._scores = False, {}
-        self.finished = epoch == self.settings.epochs
+        self.finished = stop or epoch == self.settings.epochs
+        chosen = None
+        if self.finished and self._stopping is not None:
+            chosen = self._stopping.give_back(self._network.memory.named(self.place))
         seconds = self.clock.close_epoch()
         return EpochDone(
             unit=unit.unit,
@@ -255,7 +270,19 @@ class Slot:
             tallies=self._task.tallies(validation, scores),
             predictions=pack_predictions(scores, with_logits=self.finished or unit.all_logits),
             checkpoint=self.checkpoint(),
+            chosen=chosen,
         )
+
+    def _of_part(self, name: str, rows: Sequence[int]) -> Scores:
+        scores = _in_order([self._scores[row] for row in rows])
+        if not math.isfinite(scores.nats.sum()):
+            raise UnitStopped(Outcome.DIVERGED, f"{name} loss {scores.nats.sum()} after epoch {self.at.epoch + 1}")
+        return scores
+
+    def _hear(self, stopping: Stopping, epoch: int) -> bool:
+        scores = self._of_part("stopping", stopping.rows)
+        loss = float(scores.nats.sum()) / max(int(scores.counts.sum()), 1)
+        return stopping.heard(epoch, loss, self._network.memory.named(self.place))
 
     def checkpoint(self) -> Checkpoint | None:
         """Write the last step boundary into the unit's scratch folder: "adapter" after the last epoch, else "resume".
@@ -270,10 +297,11 @@ class Slot:
         if unit.scratch is None:
             return None
         path = Path(unit.scratch) / f"u{unit.unit}-l{unit.lease_epoch}-e{at.epoch}-s{at.step}.safetensors"
-        kind = "adapter" if at.epoch == self.settings.epochs else "resume"
+        kind = "adapter" if self.finished else "resume"
         at = replace(at, seconds=self.clock.spent if at.step > at.epoch * self.epoch_steps else 0.0)
         try:
-            return state.write(path, kind, state.identity(unit, self._pin), at, self._network.memory, self.place)
+            best = None if self._stopping is None else self._stopping.best
+            return state.write(path, kind, state.identity(unit, self._pin), at, self._network.memory, self.place, best)
         except OSError as error:
             print(f"unit {unit.unit}: no checkpoint of step {at.step} could be written: {error}", file=sys.stderr)
             return None
@@ -287,6 +315,10 @@ class Slot:
         inside = done <= at.step <= done + self.epoch_steps and 0 <= at.epoch < self.settings.epochs
         if not inside and (at.epoch, at.step) != (self.settings.epochs, done):
             raise ValueError(f"checkpoint {saved.path}: {at} is no place of this unit")
+        if (saved.best is not None) != (self._stopping is not None and at.epoch > 0):
+            raise ValueError(f"checkpoint {saved.path}: a unit has a best epoch if it has patience and finished epochs")
+        if self._stopping is not None:
+            self._stopping.best = saved.best
         self.at = at
         return saved
 

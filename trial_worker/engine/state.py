@@ -3,7 +3,7 @@
 Data order, dropout and learning rate are functions of seed and step, so that trainable weights, AdamW's two moments
 and a `Position` are all there is to keep. A file is safetensors, never pickle; its metadata has one entry, `foldtune`,
 a JSON object (see `_header`). Tensors are named PART/PARAMETER, with PEFT's names of parameters: weight, exp_avg and
-exp_avg_sq in the parameter's own shape and type.
+exp_avg_sq in the parameter's own shape and type, and of a unit with patience best, the weights of its best epoch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from orchestrator import durable
 from orchestrator.contract import Checkpoint, ModelPin, TrainUnit, canonical, digest
 from trial_worker.engine.memory import Memory
 from trial_worker.engine.process import versions
+from trial_worker.engine.stopping import Best
 
 FORMAT = 2
 
@@ -57,6 +58,7 @@ class Saved:
     kind: str
     position: Position
     tensors: dict[str, Tensor]
+    best: Best | None = None  # of a unit with patience, after its first epoch
 
 
 def identity(unit: TrainUnit, pin: ModelPin) -> str:
@@ -76,16 +78,21 @@ def identity(unit: TrainUnit, pin: ModelPin) -> str:
     )
 
 
-def write(path: Path, kind: str, unit: str, position: Position, memory: Memory, slot: int) -> Checkpoint:
+def write(
+    path: Path, kind: str, unit: str, position: Position, memory: Memory, slot: int, best: Best | None = None
+) -> Checkpoint:
     """Write a slot's state whole or not at all; equal states give equal files.
 
-    kind: "resume", or "adapter" for the weights alone. unit: its `identity`.
+    kind: "resume", or "adapter" for the weights alone. unit: its `identity`. best: its best epoch so far, if it has
+    patience.
 
     Raises:
         OSError: no room, or no such folder.
     """
     tensors = _named(memory, slot, moments=kind == "resume")
-    header = canonical(_header(kind, unit, position))
+    if best is not None and kind == "resume":
+        tensors |= {f"best/{name}": value for name, value in best.weights.items()}
+    header = canonical(_header(kind, unit, position, best))
     content = safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()}, {"foldtune": header})
     sha256 = durable.write(path, content)
     return Checkpoint(
@@ -99,8 +106,10 @@ def _named(memory: Memory, slot: int, *, moments: bool) -> dict[str, Tensor]:
     return {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
 
 
-def _header(kind: str, unit: str, position: Position) -> dict[str, Any]:
+def _header(kind: str, unit: str, position: Position, best: Best | None) -> dict[str, Any]:
+    chosen = {} if best is None else {"best": {"epoch": best.epoch, "loss": best.loss.hex()}}
     return {
+        **chosen,
         "format": FORMAT,
         "kind": kind,
         "unit": unit,
@@ -136,7 +145,9 @@ def read(checkpoint: Checkpoint, unit: str) -> Saved:
         raise ValueError(f"checkpoint {path}: format must be {FORMAT}, got {version!r}")
     if header.get("unit") != unit:
         raise ValueError(f"checkpoint {path} belongs to another unit: seed, settings, rows or model differ")
-    return Saved(path, str(header.get("kind")), _position(header, path), tensors)
+    position = _position(header, path)
+    kept = {name.removeprefix("best/"): tensors.pop(name) for name in list(tensors) if name.startswith("best/")}
+    return Saved(path, str(header.get("kind")), position, tensors, _best(header, position, kept, path))
 
 
 def _metadata(content: bytes) -> dict[str, str]:
@@ -162,6 +173,18 @@ def _position(header: Mapping[str, Any], path: str) -> Position:
     return position
 
 
+def _best(header: Mapping[str, Any], position: Position, weights: Mapping[str, Tensor], path: str) -> Best | None:
+    if "best" not in header and not weights:
+        return None
+    try:
+        best = Best(int(header["best"]["epoch"]), float.fromhex(header["best"]["loss"]), weights)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint {path}: its header does not say which epoch was the best") from error
+    if not (1 <= best.epoch <= position.epoch and math.isfinite(best.loss)):
+        raise ValueError(f"checkpoint {path}: epoch {best.epoch} with loss {best.loss} is no best epoch of a unit")
+    return best
+
+
 def restore(saved: Saved, memory: Memory, slot: int) -> None:
     """Give an open slot's weights and AdamW their saved bits.
 
@@ -171,18 +194,20 @@ def restore(saved: Saved, memory: Memory, slot: int) -> None:
     if saved.kind != "resume":
         raise ValueError(f"checkpoint {saved.path}: kind must be resume to go on from it, got {saved.kind!r}")
     views = _named(memory, slot, moments=True)
-    _refuse_unless_fitting(saved, views)
+    _refuse_unless_fitting(saved.path, saved.tensors, views)
+    if saved.best is not None:
+        _refuse_unless_fitting(saved.path, saved.best.weights, memory.named(slot))
     for name, view in views.items():
         view.copy_(saved.tensors[name])
     memory.steps[slot].fill_(saved.position.step)
 
 
-def _refuse_unless_fitting(saved: Saved, views: Mapping[str, Tensor]) -> None:
+def _refuse_unless_fitting(path: str, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor]) -> None:
     """copy_ would broadcast a smaller tensor, and round one of another type, without any error."""
-    if odd := sorted(views.keys() ^ saved.tensors.keys()):
-        raise ValueError(f"checkpoint {saved.path}: it and the model do not share {len(odd)} tensors, as {odd[0]}")
+    if odd := sorted(views.keys() ^ tensors.keys()):
+        raise ValueError(f"checkpoint {path}: it and the model do not share {len(odd)} tensors, as {odd[0]}")
     for name, view in views.items():
-        tensor = saved.tensors[name]
+        tensor = tensors[name]
         if (tensor.shape, tensor.dtype) != (view.shape, view.dtype):
             must, got = (f"{tuple(one.shape)} {one.dtype}" for one in (view, tensor))
-            raise ValueError(f"checkpoint {saved.path}: {name} must be {must}, got {got}")
+            raise ValueError(f"checkpoint {path}: {name} must be {must}, got {got}")

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import peft
@@ -42,7 +42,7 @@ class Kind:
 
     targets: as `Settings.target_modules`; None: no adapters. top_layers: as `Settings.top_layers`. pooling: "first" or
     "mean" of a head that reads the whole row, else "". classes: outputs of the head; 0: none. whole: the model's own
-    weights are trained.
+    weights are trained. dora: adapters have magnitudes.
     """
 
     targets: str | tuple[str, ...] | None
@@ -50,17 +50,19 @@ class Kind:
     classes: int
     top_layers: int = 0
     whole: bool = False
+    dora: bool = False
 
     @classmethod
     def of(cls, base: Base, settings: Settings, classes: int) -> Kind:
         """The kind of a unit."""
         pooling = base.pin.pooling if settings.pooling == "auto" else settings.pooling
         return cls(
-            targets=settings.target_modules if settings.method == "lora" else None,
+            targets=settings.target_modules if settings.method in ("lora", "dora") else None,
             pooling=pooling if base.family == "sequence" else "",
             classes=classes,
             top_layers=settings.top_layers if settings.method != "head" else 0,
             whole=settings.method == "full",
+            dora=settings.method == "dora",
         )
 
 
@@ -90,7 +92,8 @@ def survey(base: Base, kind: Kind) -> Survey:
     """
     mean = kind.pooling == "mean"
     model = cast(PreTrainedModel, base.model.base_model) if mean else base.model
-    config = lora_config(base, kind, rank=1, alpha=1)
+    # PEFT would take the norm of every weight, and throw it away
+    config = lora_config(base, replace(kind, dora=False), rank=1, alpha=1)
     originals = {name: model.get_submodule(name) for name in config.modules_to_save or ()}
     wrapped = None
     try:
@@ -171,6 +174,7 @@ def lora_config(base: Base, kind: Kind, *, rank: int, alpha: float, dropout: flo
         modules_to_save=(list(base.heads) or None) if kind.classes and not mean else None,
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
         bias="none",
+        use_dora=kind.dora,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from orchestrator import stopping
 from orchestrator.contract import TrainUnit
 from trial_worker.augment.copies import copies
 from trial_worker.augment.made import Fold, Made, admitted
@@ -14,22 +16,50 @@ from trial_worker.tasks.rows import Rows
 AUGMENTERS: tuple[Callable[[Fold], Iterator[Made]], ...] = (copies,)
 
 
-def training_part(
-    base: Base, rows: Rows, unit: TrainUnit, given: Sequence[Made] = ()
-) -> tuple[Sequence[Item], tuple[int, ...]]:
-    """(items at this unit's `max_length` by row number, numbers of those to train on).
+@dataclass(frozen=True)
+class TrainingPart:
+    """items: at the unit's `max_length`, by row number; made rows follow the snapshot's, numbered on.
 
-    Made rows follow the snapshot's, numbered on. given: rows that were made before, see `courses`.
+    train: numbers of those to train on. stopping: of those to stop by, none of which descends from the others.
+    """
+
+    items: Sequence[Item]
+    train: tuple[int, ...]
+    stopping: tuple[int, ...]
+
+
+def training_part(base: Base, rows: Rows, unit: TrainUnit, given: Sequence[Made] = ()) -> TrainingPart:
+    """What a unit trains on. given: rows that were made before, see `courses`.
 
     Raises:
-        ValueError: as `usable_items`; or a row that cannot be augmented. Leak: one descends from other rows.
+        ValueError: as `usable_items`; rows that cannot be parted; a row that cannot be augmented. Leak: one descends
+            from other rows.
     """
-    items, made = usable_items(base, rows, unit), made_rows(rows, unit, given)
+    apart = stopping_rows(rows, unit)
+    items = usable_items(base, rows, unit, apart)
+    inner = held_apart(unit, apart)
+    made = made_rows(rows, inner, given)
     if not made:
-        return items, unit.train
+        return TrainingPart(items, inner.train, apart)
     limit = min(unit.settings.max_length, base.limit)
     more = rows.further([one.row for one in made], limit)
-    return [*items, *more], (*unit.train, *range(len(items), len(items) + len(more)))
+    return TrainingPart([*items, *more], (*inner.train, *range(len(items), len(items) + len(more))), apart)
+
+
+def stopping_rows(rows: Rows, unit: TrainUnit) -> tuple[int, ...]:
+    """The unit's stopping part, none without patience. Raises ValueError where its rows cannot be parted."""
+    if not unit.settings.patience:
+        return ()
+    return stopping.held_out({number: rows.raw[number] for number in unit.train}, unit.settings.stopping_share)
+
+
+def held_apart(unit: TrainUnit, apart: Sequence[int]) -> TrainUnit:
+    """As far as its rows go, the unit that trains on the others: what it stops by is to it as its validation part."""
+    if not apart:
+        return unit
+    gone = set(apart)
+    train = tuple(number for number in unit.train if number not in gone)
+    return replace(unit, train=train, validation=(*unit.validation, *apart))
 
 
 def made_rows(rows: Rows, unit: TrainUnit, given: Sequence[Made] = ()) -> list[Made]:
@@ -43,8 +73,8 @@ def made_rows(rows: Rows, unit: TrainUnit, given: Sequence[Made] = ()) -> list[M
     return list(admitted(made, unit.train, held)) if made else []
 
 
-def usable_items(base: Base, rows: Rows, unit: TrainUnit) -> Sequence[Item]:
-    """The study's items at this unit's `max_length`.
+def usable_items(base: Base, rows: Rows, unit: TrainUnit, apart: Sequence[int] = ()) -> Sequence[Item]:
+    """The study's items at this unit's `max_length`. apart: its stopping part.
 
     Raises:
         ValueError: positions beyond the model's reach, an empty part, or nothing supervised in one.
@@ -53,7 +83,9 @@ def usable_items(base: Base, rows: Rows, unit: TrainUnit) -> Sequence[Item]:
     if limit > base.limit and rows.longest > base.limit:
         raise ValueError(f"max_length must be at most {base.limit} for this model, got {limit}")
     items = rows.items(min(limit, base.limit))
-    for part, numbers in (("training", unit.train), ("validation", unit.validation)):
+    inner = held_apart(unit, apart).train
+    parts = (("training", inner), ("validation", unit.validation), *([("stopping", apart)] if apart else []))
+    for part, numbers in parts:
         if not numbers:
             raise ValueError(f"the {part} part has no rows")
         if not any(items[row].weight for row in numbers):
