@@ -235,6 +235,7 @@ class StudySpec(_Section):
         "validation_loss",
         "accuracy",
         "f1",
+        "weighted_f1",
         "micro_f1",
         "entity_f1",
         "calibration_error",
