@@ -25,6 +25,7 @@ MAXIMIZE: Mapping[str, bool] = {
     "r2": True,
     "exact_match": True,
     "answer_f1": True,
+    "chrf": True,
     "perplexity": False,
 }
 OF_TASK: Mapping[str, tuple[str, ...]] = {  # which tasks may ask for it
@@ -37,8 +38,9 @@ OF_TASK: Mapping[str, tuple[str, ...]] = {  # which tasks may ask for it
     "mse": ("regression",),
     "mae": ("regression",),
     "r2": ("regression",),
-    "exact_match": ("question_answering",),
+    "exact_match": ("question_answering", "seq2seq", "causal_lm"),
     "answer_f1": ("question_answering",),
+    "chrf": ("seq2seq", "causal_lm"),
     "perplexity": ("causal_lm", "seq2seq"),
 }
 
@@ -68,7 +70,8 @@ def metrics(tallies: Tallies) -> dict[str, float]:
     2017, eq. 3). mse, mae, r2: in the data's own units; r2 is the share of the variance over all items that is
     explained. entity_f1: of all entities together, right where type and both ends are. exact_match, answer_f1: means
     over rows, as SQuAD 1.1. perplexity: exp of the loss, per supervised token. nats_per_byte, byte_perplexity: of the
-    supervised text in UTF-8, the second exp of the first, which models of different tokenizers share.
+    supervised text in UTF-8, the second exp of the first, which models of different tokenizers share. Of texts that a
+    language model wrote: exact_match, the share of rows; chrf, see there.
     """
     loss = validation_loss(tallies)
     if "squared_errors" in tallies:
@@ -91,7 +94,24 @@ def metrics(tallies: Tallies) -> dict[str, float]:
     if tallies.get("bytes"):
         values["nats_per_byte"] = float(tallies["nats"]) / float(tallies["bytes"])
         values["byte_perplexity"] = _exp(values["nats_per_byte"])
+    if "matches" in tallies:
+        values["exact_match"] = _share(tallies["matches"], tallies["rows"])
+    if "chrf" in tallies:
+        values["chrf"] = chrf(tallies["chrf"])
     return values
+
+
+def chrf(counts: Sequence[int]) -> float:
+    """chrF2, 0 to 100 (Popović 2015, W15-3049), from sums over any rows, as sacrebleu scores a corpus of these rows.
+
+    counts: for n-grams of 1, 2, ... characters those written, those of the reference, and those of both.
+    """
+    orders = [counts[at : at + 3] for at in range(0, len(counts), 3)]
+    known = [(both / written, both / wanted) for written, wanted, both in orders if written and wanted]
+    if not known:
+        return 0.0
+    precision, recall = (sum(each) / len(known) for each in zip(*known, strict=True))
+    return 100 * 5 * precision * recall / (4 * precision + recall) if precision + recall else 0.0
 
 
 def f1(tp: float, fp: float, fn: float) -> float:

@@ -15,7 +15,10 @@ COLOURS = ("#1565c0", "#9e9e9e")
 
 
 def learning_curves(plan: FoldPlan, trials: Mapping[str, Sequence[FoldCurve]]) -> dict[str, Any]:
-    """Losses by epoch: for each trial, by its label, both pooled losses and each fold's validation loss."""
+    """Losses by epoch: for each trial, by its label, both pooled losses and each fold's validation loss.
+
+    A dotted upright stands where overfitting begins.
+    """
     lines: list[dict[str, Any]] = []
     marks: list[dict[str, Any]] = []
     for (label, folds), colour in zip(trials.items(), COLOURS, strict=False):
@@ -27,13 +30,15 @@ def learning_curves(plan: FoldPlan, trials: Mapping[str, Sequence[FoldCurve]]) -
         if (found := curves.overfitting(curve)) is not None:
             where = {"x0": found.onset, "x1": found.onset, "y0": 0, "y1": 1, "yref": "paper"}
             marks.append({"type": "line", "line": {"color": colour, "width": 1, "dash": "dot"}, **where})
-    title = "Loss by epoch, pooled over folds (thin: each fold; dotted upright: overfitting begins)"
+    last = max((epoch for line in lines for epoch in line["x"]), default=1)
     return {
         "data": lines,
         "layout": {
-            "title": {"text": title},
-            "xaxis": {"title": {"text": "epoch"}, "tickformat": "d"},
+            "title": {"text": "Learning curves (thin: each fold)", "x": 0.02, "font": {"size": 16}},
+            "xaxis": {"title": {"text": "epoch"}, "tick0": 1, "dtick": max(1, round(last / 10))},
             "yaxis": {"title": {"text": "nats per item"}},
+            "legend": {"orientation": "h", "y": -0.25},
+            "margin": {"t": 48, "b": 32, "l": 64, "r": 16},
             "shapes": marks,
         },
     }
