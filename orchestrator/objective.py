@@ -95,7 +95,7 @@ def metrics(tallies: Tallies) -> dict[str, float]:
         values["nats_per_byte"] = float(tallies["nats"]) / float(tallies["bytes"])
         values["byte_perplexity"] = _exp(values["nats_per_byte"])
     if "matches" in tallies:
-        values["exact_match"] = _share(tallies["matches"], tallies["rows"])
+        values["exact_match"] = _share(tallies["matches"], tallies["answered"])
     if "chrf" in tallies:
         values["chrf"] = chrf(tallies["chrf"])
     return values

@@ -69,12 +69,12 @@ def open_message(taken: Taken) -> OpenStudy:
         paraphraser=record.writers.get("paraphraser"),
         generator=record.writers.get("generator"),
         cache=str(taken.data.parent.parent / "augmentation"),
-        generation=_generation(record.spec),
+        generation=generation_of(record.spec),
     )
 
 
-def _generation(spec: StudySpec) -> Generation | None:
-    """After every epoch where epochs are compared by it: by racing, by shared epochs."""
+def generation_of(spec: StudySpec) -> Generation | None:
+    """What units write; after every epoch where epochs are compared by it: by racing, by shared epochs."""
     wanted = spec.generation
     if not wanted.metrics:
         return None

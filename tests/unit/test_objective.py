@@ -159,9 +159,20 @@ def test_every_objective_has_a_direction() -> None:
     numbers = dict.fromkeys(("squared_errors", "absolute_errors", "numbers", "squared_numbers"), 1.0)
     words = {**LANGUAGE, "rows": 3, "entities": [1, 0, 0]}
     ends = {**LANGUAGE, "rows": 3, "exact": 1, "overlap": 1.5}
-    kinds = (LANGUAGE, classes, several, {**LANGUAGE, **numbers}, words, ends)
+    written = {**LANGUAGE, "answered": 3, "matches": 1, "chrf": [4, 4, 2] * 6}
+    kinds = (LANGUAGE, classes, several, {**LANGUAGE, **numbers}, words, ends, written)
     assert set(objective.MAXIMIZE) == set().union(*(objective.metrics(each) for each in kinds))
     assert set(objective.OF_TASK) == set(objective.MAXIMIZE) - {"validation_loss"}
+
+
+def test_metrics_of_texts_that_a_model_wrote() -> None:
+    written = {**LANGUAGE, "answered": 4, "matches": 1, "chrf": [10, 8, 4, 5, 4, 0, *[0, 3, 0] * 4]}
+    found = objective.metrics(written)
+    assert found["exact_match"] == 0.25
+    precision, recall = (4 / 10 + 0) / 2, (4 / 8 + 0) / 2  # of the two orders that both have
+    assert found["chrf"] == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall))
+    assert objective.metrics({**LANGUAGE, "answered": 4, "chrf": [0] * 18})["chrf"] == 0.0
+    assert not {"chrf", "exact_match"} & objective.metrics(LANGUAGE).keys()
 
 
 def test_the_floor_is_the_majority_class_on_the_same_folds() -> None:

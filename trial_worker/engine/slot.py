@@ -12,9 +12,10 @@ from time import monotonic
 import numpy as np
 from torch import Tensor
 
-from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, Settings, TrainUnit
+from orchestrator.contract import Checkpoint, EpochDone, Generation, Outcome, Progress, Settings, TrainUnit
 from trial_worker.augment.made import Made
 from trial_worker.engine import optimizer, state
+from trial_worker.engine.answering import Answering
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
 from trial_worker.engine.class_weights import balanced
@@ -35,7 +36,8 @@ class Slot:
     """A unit that trains. It waits for rows to be computed: of its effective batch, or of its validation part.
 
     train: numbers of the rows it trains on, made ones included. waiting: rows to compute, in order. evaluating: whether
-    they are of the validation part. finished: nothing is left to do.
+    they are of the validation part. answering: texts that are written once these are scored. finished: nothing is left
+    to do.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Slot:
         rows: Rows,
         network: Network | WholeNetwork,
         made: Sequence[Made] = (),
+        generation: Generation | None = None,
     ) -> None:
         """Give the unit its weights, fresh or from its checkpoint.
 
@@ -62,7 +65,6 @@ class Slot:
         self.waiting: list[Bundle] = []
         self.evaluating = False
         self._pool = rows.pool
-        self._pin = base.pin
         self._task = rows.task
         self._network = network
         weighs = self.settings.class_weights == "balanced"
@@ -73,6 +75,8 @@ class Slot:
         self._forecast = Forecast(0.0, 0.0, 0.0)
         self._nats = 0.0  # of the effective batch, so far
         self._scores: dict[int, tuple[Scores, int]] = {}
+        self._base, self._generation = base, generation
+        self.answering: Answering | None = None
         saved = self._saved()
         self.finished = self.at.epoch == self.settings.epochs
         if not self.finished:
@@ -149,10 +153,11 @@ class Slot:
 
     # --- its course ---------------------------------------------------------------------------------------------
 
-    def begin_epoch(self, pace: float | None) -> None:
+    def begin_epoch(self, pace: float | None, text_seconds: float | None = None) -> None:
         """Wait for the epoch's next batch, from wherever the unit was broken off.
 
-        pace: seconds per token of work, as epochs on this device took; None before the first.
+        pace: seconds per token of work, as epochs on this device took; None before the first. text_seconds: the same
+        for each text that was written.
 
         Raises:
             UnitStopped: OVER_BUDGET, the epoch would not end in time.
@@ -162,7 +167,8 @@ class Slot:
         self._batches = batches[self.at.step - self.at.epoch * self.epoch_steps :]
         self.clock.spend(self.at.seconds)
         work = self.tokens([row for batch in self._batches for row in batch])
-        self.clock.demand((pace or 0.0) * work)
+        texts = len(self.unit.validation) if self._writes_at(self.at.epoch + 1) else 0
+        self.clock.demand((pace or 0.0) * work + (text_seconds or 0.0) * texts)
         work += (self.settings.epochs - self.at.epoch - 1) * self.tokens(self.train)
         self._forecast = Forecast(monotonic(), work, work)
         self._next_batch()
@@ -174,7 +180,7 @@ class Slot:
         else:
             rows = sorted(self._scored, key=lambda row: (-self.items[row].length, row))
             self.waiting = [((row, 0),) for row in rows]
-            self.evaluating, self._scores = True, {}
+            self.evaluating, self._scores, self.answering = True, {}, None
 
     @property
     def _scored(self) -> Sequence[int]:
@@ -231,6 +237,19 @@ class Slot:
         self._scores.update({row: (scores, place) for place, (row, _) in enumerate(samples)})
         self.waiting = [bundle for bundle in self.waiting if bundle[0][0] not in self._scores]
 
+    def writes(self) -> bool:
+        """Whether texts are still to be written, now that all rows are scored."""
+        if not self.evaluating or self.waiting or not self._writes_at(self.at.epoch + 1):
+            return False
+        if self.answering is None:
+            assert self._generation is not None
+            self.answering = Answering(self._base, self._generation, {row: self.items[row] for row in self._scored})
+        return bool(self.answering.todo)
+
+    def _writes_at(self, epoch: int) -> bool:
+        wanted = self._generation
+        return wanted is not None and (wanted.every_epoch or epoch == self.settings.epochs)
+
     def end_epoch(self) -> EpochDone:
         """The epoch's results, its checkpoint written before anybody hears of it.
 
@@ -243,7 +262,8 @@ class Slot:
         if not math.isfinite(scores.nats.sum()):
             raise UnitStopped(Outcome.DIVERGED, f"validation loss {scores.nats.sum()} after epoch {epoch}")
         train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)
-        self.evaluating, self._scores = False, {}
+        written = {} if self.answering is None else self.answering.tallies()
+        self.evaluating, self._scores, self.answering = False, {}, None
         self.finished = epoch == self.settings.epochs
         seconds = self.clock.close_epoch()
         return EpochDone(
@@ -252,7 +272,7 @@ class Slot:
             epoch=epoch,
             train_loss=train_loss,
             seconds=seconds,
-            tallies=self._task.tallies(validation, scores),
+            tallies=self._task.tallies(validation, scores) | written,
             predictions=pack_predictions(scores, with_logits=self.finished or unit.all_logits),
             checkpoint=self.checkpoint(),
         )
@@ -273,7 +293,7 @@ class Slot:
         kind = "adapter" if at.epoch == self.settings.epochs else "resume"
         at = replace(at, seconds=self.clock.spent if at.step > at.epoch * self.epoch_steps else 0.0)
         try:
-            return state.write(path, kind, state.identity(unit, self._pin), at, self._network.memory, self.place)
+            return state.write(path, kind, state.identity(unit, self._base.pin), at, self._network.memory, self.place)
         except OSError as error:
             print(f"unit {unit.unit}: no checkpoint of step {at.step} could be written: {error}", file=sys.stderr)
             return None
@@ -282,7 +302,7 @@ class Slot:
         """What the unit goes on from, `at` set to its place; None: it begins."""
         if self.unit.resume is None:
             return None
-        saved = state.read(self.unit.resume, state.identity(self.unit, self._pin))
+        saved = state.read(self.unit.resume, state.identity(self.unit, self._base.pin))
         at, done = saved.position, saved.position.epoch * self.epoch_steps
         inside = done <= at.step <= done + self.epoch_steps and 0 <= at.epoch < self.settings.epochs
         if not inside and (at.epoch, at.step) != (self.settings.epochs, done):

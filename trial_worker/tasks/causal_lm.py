@@ -88,14 +88,20 @@ def _encode(marked: Marked, tokenizer: PreTrainedTokenizerBase) -> Item:
 
 
 def _wanted(
-    text: str, marked: Marked, ids: Sequence[int], offsets: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase
+    text: str,
+    marked: Marked,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Wanted:
     """The last span: an earlier answer of the same conversation is part of what is asked."""
     last = marked.spans[-1]
     inside = [place for place, (start, end) in enumerate(offsets) if start < end and last.start < end <= last.end]
-    end = tokenizer.eos_token_id if marked.close else ids[inside[-1]] if inside else None
-    ends_texts = end == tokenizer.eos_token_id or end in tokenizer.added_tokens_decoder
-    return Wanted(text, max(inside[0], 1) if inside else len(ids), int(end) if end is not None and ends_texts else None)
+    if not inside:
+        return Wanted(text, len(offsets), tokenizer.eos_token_id)
+    end = tokenizer.eos_token_id if marked.close else ids[inside[-1]]
+    closes = end == tokenizer.eos_token_id or end in tokenizer.added_tokens_decoder
+    return Wanted(text, max(inside[0], 1), end if closes else None)
 
 
 def _bytes_between(marked: Marked, start: int, end: int) -> int:
