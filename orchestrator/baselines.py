@@ -29,9 +29,15 @@ KNOWN = tuple(dict.fromkeys((*CLASSIFICATION, *LANGUAGE)))
 FIELDS = ("{text}", "{label}")  # what a template must name
 
 
-def wanted(task: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of a study's baselines, in their order. chosen: as the study file has them; None: all of its task."""
-    return tuple(OF_TASK.get(task, {})) if chosen is None else tuple(chosen)
+def wanted(task: str, chosen: Sequence[str] | None, *, by_text: bool = False) -> tuple[str, ...]:
+    """Names of a study's baselines, in their order.
+
+    chosen: as the study file has them; None: all of its task. by_text: the study is judged by what models write, and
+    baselines write nothing.
+    """
+    if chosen is None:
+        return () if by_text else tuple(OF_TASK.get(task, {}))
+    return tuple(chosen)
 
 
 def params(name: str) -> dict[str, Any]:

@@ -133,17 +133,20 @@ def list_studies(storage: str | None, as_json: bool) -> None:
 @cli.command()
 @click.argument("study")
 @storage_option
+@click.option("--curves", is_flag=True, help="Add each trial's losses by epoch; with --json every fold and metric.")
 @json_option
-def status(study: str, storage: str | None, as_json: bool) -> None:
+def status(study: str, storage: str | None, curves: bool, as_json: bool) -> None:
     """Show a study's trials, budget and failures."""
     from orchestrator import console, reading, view
 
     engine = open_engine(storage)
-    seen = reading.view(engine, study)
+    seen = reading.view(engine, study, every_curve=curves)
     if as_json:
-        click.echo(json.dumps(reading.status(seen)))
+        click.echo(json.dumps(reading.status(seen) | ({"curves": reading.all_curves(seen)} if curves else {})))
         return
     console.data().print(view.live(seen))
+    if curves:
+        console.data().print(view.curves(seen))
     ends = reading.attempts(engine, study)
     if ends.keys() - {"done"}:  # otherwise the table says it all
         say("attempts ended: " + ", ".join(f"{count} {cause}" for cause, count in ends.items()))

@@ -297,6 +297,15 @@ class WriterPin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What a unit's model writes for its validation rows, greedily, and how that is compared with theirs."""
+
+    metrics: tuple[str, ...]  # of "chrf" and "exact_match"
+    max_new_tokens: int
+    every_epoch: bool = False  # else after the last one only
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A file from which a unit goes on: safetensors, written whole, with what it is in its header.
 
@@ -329,6 +338,7 @@ class OpenStudy:
     paraphraser: WriterPin | None = None
     generator: WriterPin | None = None
     cache: str | None = None  # folder for what augmentation wrote, shared by this machine's trainers
+    generation: Generation | None = None  # None: nothing is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -501,6 +511,7 @@ _NESTED: Mapping[str, type[Any]] = {
     "model": ModelPin,
     "paraphraser": WriterPin,
     "generator": WriterPin,
+    "generation": Generation,
     "settings": Settings,
     "predictions": Predictions,
     "resume": Checkpoint,

@@ -28,6 +28,11 @@ class FoldPlan:
         train = tuple(row for row, at in enumerate(row_folds) if at != fold)
         return train, tuple(row for row, at in enumerate(row_folds) if at == fold)
 
+    def training_rows(self, repeat: int, fold: int) -> int:
+        """How many rows train in one fold."""
+        row_folds = self.assignment[repeat]
+        return len(row_folds) - row_folds.count(fold)
+
     def digest(self) -> str:
         """sha256 of the assignment."""
         return digest([list(row_folds) for row_folds in self.assignment])

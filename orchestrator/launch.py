@@ -144,7 +144,8 @@ def _floor(prepared: Prepared) -> Mapping[str, float] | None:
 
 def _plan_trials(connection: Connection, record: StudyRecord) -> None:
     """Baselines, the default configuration, and for a grid every point, as waiting trials with their units."""
-    for name in baselines.wanted(record.spec.task, record.spec.baselines.run):
+    by_text = record.spec.compared_by_text
+    for name in baselines.wanted(record.spec.task, record.spec.baselines.run, by_text=by_text):
         chosen = baselines.params(name)
         insert_trial(connection, record, chosen, origin="baseline", in_space=False, searched=False)
     searched = record.spec.space

@@ -16,6 +16,7 @@ MAXIMIZE: Mapping[str, bool] = {
     "validation_loss": False,
     "accuracy": True,
     "f1": True,
+    "weighted_f1": True,
     "micro_f1": True,
     "entity_f1": True,
     "calibration_error": False,
@@ -24,19 +25,22 @@ MAXIMIZE: Mapping[str, bool] = {
     "r2": True,
     "exact_match": True,
     "answer_f1": True,
+    "chrf": True,
     "perplexity": False,
 }
 OF_TASK: Mapping[str, tuple[str, ...]] = {  # which tasks may ask for it
     "accuracy": ("classification", "multi_label", "token_classification"),
     "f1": ("classification", "multi_label"),
+    "weighted_f1": ("classification", "multi_label"),
     "micro_f1": ("multi_label",),
     "entity_f1": ("token_classification",),
     "calibration_error": ("classification",),
     "mse": ("regression",),
     "mae": ("regression",),
     "r2": ("regression",),
-    "exact_match": ("question_answering",),
+    "exact_match": ("question_answering", "seq2seq", "causal_lm"),
     "answer_f1": ("question_answering",),
+    "chrf": ("seq2seq", "causal_lm"),
     "perplexity": ("causal_lm", "seq2seq"),
 }
 
@@ -61,10 +65,13 @@ def metrics(tallies: Tallies) -> dict[str, float]:
     """Every metric of the tallies' task; those of `MAXIMIZE` by name.
 
     accuracy: share of items whose most likely label or token is right; of several labels all must be. f1: macro F1 over
-    classes that occur or are predicted. micro_f1: of all labels of all rows together. calibration_error: expected
-    calibration error, 15 equal-width bins (Guo et al. 2017, eq. 3). mse, mae, r2: in the data's own units; r2 is the
-    share of the variance over all items that is explained. entity_f1: of all entities together, right where type and
-    both ends are. exact_match, answer_f1: means over rows, as SQuAD 1.1. perplexity: exp of the loss.
+    classes that occur or are predicted. weighted_f1: the classes' F1, each counted as often as it occurs. micro_f1: of
+    all labels of all rows together. calibration_error: expected calibration error, 15 equal-width bins (Guo et al.
+    2017, eq. 3). mse, mae, r2: in the data's own units; r2 is the share of the variance over all items that is
+    explained. entity_f1: of all entities together, right where type and both ends are. exact_match, answer_f1: means
+    over rows, as SQuAD 1.1. perplexity: exp of the loss, per supervised token. nats_per_byte, byte_perplexity: of the
+    supervised text in UTF-8, the second exp of the first, which models of different tokenizers share. Of texts that a
+    language model wrote: exact_match, the share of rows; chrf, see there.
     """
     loss = validation_loss(tallies)
     if "squared_errors" in tallies:
@@ -72,7 +79,7 @@ def metrics(tallies: Tallies) -> dict[str, float]:
     values = {"validation_loss": loss, "accuracy": _share(tallies["correct"], tallies["items"])}
     if "tp" in tallies:
         counts = tallies["tp"], tallies["fp"], tallies["fn"]
-        values["f1"] = _macro_f1(*counts)
+        values |= {"f1": _macro_f1(*counts), "weighted_f1": _weighted_f1(*counts)}
         if "bins" in tallies:
             values["calibration_error"] = _calibration_error(tallies["bins"])
         else:
@@ -83,10 +90,28 @@ def metrics(tallies: Tallies) -> dict[str, float]:
     if "overlap" in tallies:
         answered = {"exact_match": tallies["exact"], "answer_f1": tallies["overlap"]}
         return {**values, **{name: _share(sum_, tallies["rows"]) for name, sum_ in answered.items()}}
-    values["perplexity"] = math.exp(loss) if loss < 700 else math.inf
+    values["perplexity"] = _exp(loss)
     if tallies.get("bytes"):
         values["nats_per_byte"] = float(tallies["nats"]) / float(tallies["bytes"])
+        values["byte_perplexity"] = _exp(values["nats_per_byte"])
+    if "matches" in tallies:
+        values["exact_match"] = _share(tallies["matches"], tallies["answered"])
+    if "chrf" in tallies:
+        values["chrf"] = chrf(tallies["chrf"])
     return values
+
+
+def chrf(counts: Sequence[int]) -> float:
+    """chrF2, 0 to 100 (Popović 2015, W15-3049), from sums over any rows, as sacrebleu scores a corpus of these rows.
+
+    counts: for n-grams of 1, 2, ... characters those written, those of the reference, and those of both.
+    """
+    orders = [counts[at : at + 3] for at in range(0, len(counts), 3)]
+    known = [(both / written, both / wanted) for written, wanted, both in orders if written and wanted]
+    if not known:
+        return 0.0
+    precision, recall = (sum(each) / len(known) for each in zip(*known, strict=True))
+    return 100 * 5 * precision * recall / (4 * precision + recall) if precision + recall else 0.0
 
 
 def f1(tp: float, fp: float, fn: float) -> float:
@@ -129,9 +154,19 @@ def _share(part: float, whole: float) -> float:
     return float(part) / float(whole) if whole else math.nan
 
 
+def _exp(nats: float) -> float:
+    return math.inf if nats >= 700 else math.exp(nats)
+
+
 def _macro_f1(tp: Sequence[int], fp: Sequence[int], fn: Sequence[int]) -> float:
     seen = [f1(*counts) for counts in zip(tp, fp, fn, strict=True) if any(counts)]
     return sum(seen) / len(seen) if seen else math.nan
+
+
+def _weighted_f1(tp: Sequence[int], fp: Sequence[int], fn: Sequence[int]) -> float:
+    """NaN where no class occurs."""
+    occur = [(t + n, f1(t, p, n)) for t, p, n in zip(tp, fp, fn, strict=True) if t + n]
+    return _share(sum(often * score for often, score in occur), sum(often for often, _ in occur))
 
 
 def _of_numbers(tallies: Tallies) -> dict[str, float]:

@@ -16,8 +16,9 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 KEY = "foldtune"  # user attribute that ties an Optuna trial to foldtune's row
-NOTE_LENGTH = 2045  # characters of a note in one row, as optuna-dashboard reads it
+NOTE_LENGTH = 2045  # characters of a note, or of a figure, in one row, as optuna-dashboard reads it
 NOTE_ROWS = 64  # of an older, longer note that a person may have written
+PLOTTED = "foldtune:plotted:"  # system attribute of a study: what its figure of this name shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,32 @@ def write_note(connection: Connection, study: int, trial: int | None, note: str)
         text("UPDATE study_system_attributes SET value_json = '\"\"' WHERE study_id = :study AND key = ANY(:keys)"),
         {"study": study, "keys": [f"{first}{index}" for index in range(len(parts), NOTE_ROWS)]},
     )
+
+
+def plotted(connection: Connection, study: int, name: str) -> str | None:
+    """What `write_plot` was last told that this figure shows; None: there is no such figure."""
+    query = "SELECT value_json FROM study_system_attributes WHERE study_id = :study AND key = :key"
+    found = _scalar(connection, query, study=study, key=PLOTTED + name)
+    return None if found is None else str(json.loads(found))
+
+
+def write_plot(connection: Connection, study: int, name: str, figure: Mapping[str, Any], shows: str) -> None:
+    """A figure that optuna-dashboard shows with the study, in the place of what had this name. figure: as plotly.js.
+
+    name: letters, digits, hyphens. shows: for `plotted`.
+    """
+    body = json.dumps(figure, allow_nan=False)
+    prefix = f"dashboard:plot_data:{name}:"
+    parts = [body[start : start + NOTE_LENGTH] for start in range(0, len(body), NOTE_LENGTH)]
+    rows = {f"{prefix}{index}": part for index, part in enumerate(parts)}
+    connection.execute(
+        text(
+            "UPDATE study_system_attributes SET value_json = '\"\"' "
+            "WHERE study_id = :study AND starts_with(key, :prefix) AND key <> ALL(:keys)"
+        ),
+        {"study": study, "prefix": prefix, "keys": list(rows)},
+    )
+    _upsert(connection, "study_system_attributes", "study_id", study, {**rows, PLOTTED + name: shows})
 
 
 def _upsert(connection: Connection, table: str, owner: str, of: int, attributes: Mapping[str, Any]) -> None:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import augmentation, dataset, folds, forms, models, reach, readers, sizes, stopping, stores
+from orchestrator import (
+    augmentation,
+    dataset,
+    folds,
+    forms,
+    generation_checks,
+    models,
+    reach,
+    readers,
+    sizes,
+    stopping,
+    stores,
+)
 from orchestrator.augmentation import Pool
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
@@ -53,7 +65,7 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
         if problems:
             raise BadInput([*problems, *error.problems]) from None
         raise
-    problems += augmentation.problems(loaded, snapshot)
+    problems += [*augmentation.problems(loaded, snapshot), *generation_checks.problems(loaded, snapshot)]
     augmentation.pool(wanted.data, loaded.folder)
     errors, cautions = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
     if wanted.objective == "entity_f1" and not forms.are_bio(snapshot.classes):

@@ -13,11 +13,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 import foldtune
-from orchestrator import history, objective, queries, space, study, words
+from orchestrator import curves, history, objective, plots, queries, space, study, words
 from orchestrator.contract import digest
 from orchestrator.database.engine import readable_errors, transaction
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord, key_of, trial_of
 
+CURVES = "learning-curves"
 AT_ONCE = 20  # ends that a worker between two units tells Optuna of
 
 
@@ -123,11 +124,13 @@ def _tell_ended(engine: Engine, shown: Any, record: StudyRecord, most: int | Non
         untold = queries.untold_trials(connection, record.id, most)
         ids = [trial.id for trial in untold]
         results = history.by_trial(queries.fold_results(connection, record.id, ids)) if untold else {}
+        learnt = queries.fold_curves(connection, record.id, ids) if untold else {}
         evidence = {trial.id: _evidence(connection, trial) for trial in untold}
     for trial in untold:
         if trial.number is not None:
             folds = results.get(trial.id, [])
-            note = words.trial_note(record, trial, folds, evidence[trial.id])
+            done = [fold for fold in learnt.get(trial.id, []) if fold.done]
+            note = words.trial_note(record, trial, folds, evidence[trial.id], done)
             past = history.past(record, trial.params, trial.state, trial.value, folds)
             chosen = {} if trial.epoch is None else space.internal(record.spec.space, {"epochs": trial.epoch})
             study.show_end(shown, trial.number, past, _attributes(record, folds), note, chosen=chosen)
@@ -171,11 +174,28 @@ def _note(engine: Engine, shown: Any, record: StudyRecord) -> None:
         best = next(iter(queries.best_trials(connection, record.id, 1, maximize=record.spec.maximize)), None)
         default = next(iter(queries.default_trials(connection, record.id)), None)
         measured = queries.baseline_trials(connection, record.id)
+        learnt = queries.fold_curves(connection, record.id, [] if best is None else [best.id])
     searched = {state: count for (state, of_search), count in counts.items() if of_search}
-    note = words.study_note_of(record, searched, best, default, words.best_baseline(record, measured))
+    curve = [] if best is None else curves.pooled(learnt.get(best.id, []), record.plan)
+    note = words.study_note_of(record, searched, best, default, words.best_baseline(record, measured), curve)
     if digest(note) != record.noted:
         study.save_note(shown, note)
         with transaction(engine) as connection:
             connection.execute(
                 text("UPDATE study SET noted = :noted WHERE id = :id"), {"noted": digest(note), "id": record.id}
             )
+    _plot(engine, shown, record, best, default)
+
+
+def _plot(
+    engine: Engine, shown: Any, record: StudyRecord, best: TrialRecord | None, default: TrialRecord | None
+) -> None:
+    """The curves of the best trial and of the default configuration; drawn anew only where these are others."""
+    named = {trial.id: trial for trial in (best, default) if trial is not None and trial.value is not None}
+    shows = " ".join(f"{trial.key}={trial.name}" for trial in named.values())
+    if not named or study.plotted(shown, CURVES) == shows:
+        return
+    with transaction(engine) as connection:
+        learnt = queries.fold_curves(connection, record.id, list(named))
+    labelled = {words.label(trial, best): learnt.get(trial.id, []) for trial in named.values()}
+    study.save_plot(shown, CURVES, plots.learning_curves(record.plan, labelled), shows)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from orchestrator.curves import FoldCurve
 from orchestrator.errors import USAGE, FoldtuneError
 from orchestrator.hyperparameters import did_you_mean
 from orchestrator.objective import Tallies
@@ -167,6 +168,31 @@ def finished_epochs(connection: Connection, trial_ids: Sequence[int]) -> dict[in
     found: dict[int, list[dict[int, Tallies]]] = {}
     for (trial, _), fold in itertools.groupby(rows, key=lambda row: (row.trial, row.id)):
         found.setdefault(trial, []).append({row.epoch: row.tallies for row in fold})
+    return found
+
+
+def fold_curves(
+    connection: Connection, study_id: int, trial_ids: Sequence[int] | None = None, *, metrics: bool = False
+) -> dict[int, list[FoldCurve]]:
+    """trial -> what its folds reported after each epoch up to the one that counts, in the order of (repeat, fold).
+
+    Folds without a result are left out. metrics: with whole tallies; else with nats and items alone, which losses need.
+    """
+    tallies = "r.tallies" if metrics else "json_build_object('nats', r.tallies->'nats', 'items', r.tallies->'items')"
+    rows = connection.execute(
+        text(
+            f"SELECT t.id AS trial, u.repeat, u.fold, u.state = 'done' AS done, r.epoch, "  # noqa: S608
+            f"nullif(r.train_loss, 'NaN') AS train_loss, {tallies} AS tallies "
+            "FROM trial t JOIN unit u ON u.trial = coalesce(t.run, t.id) "
+            "JOIN result r ON r.unit = u.id AND r.epoch <= coalesce(t.epoch, r.epoch) "
+            "WHERE t.study = :study AND (:every OR t.id = ANY(:trials)) ORDER BY t.id, u.repeat, u.fold, r.epoch"
+        ),
+        {"study": study_id, "every": trial_ids is None, "trials": list(trial_ids or [])},
+    ).all()
+    found: dict[int, list[FoldCurve]] = {}
+    for (trial, repeat, fold, done), own in itertools.groupby(rows, key=lambda r: (r.trial, r.repeat, r.fold, r.done)):
+        epochs = {row.epoch: (row.train_loss, row.tallies) for row in own}
+        found.setdefault(trial, []).append(FoldCurve(trial=trial, repeat=repeat, fold=fold, done=done, epochs=epochs))
     return found
 
 

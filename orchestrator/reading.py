@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import budget, objective, queries, words
+from orchestrator import budget, curves, learnt, objective, queries, words
+from orchestrator.curves import Epoch, FoldCurve
 from orchestrator.database.engine import transaction
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord
 
@@ -29,10 +29,15 @@ class View:
     units: Mapping[int, Mapping[str, int]]  # trial id -> unit state -> count
     running: Sequence[Mapping[str, Any]]  # leased units with their last epoch
     elapsed: float  # seconds since the launch, on the database's clock
+    learnt: Mapping[int, Sequence[FoldCurve]]  # trial id -> its folds' curves; of the best trial, or of all
 
     def trial_results(self, trial: TrialRecord) -> list[FoldResult]:
         """The finished folds of a trial."""
         return [result for result in self.results if result.trial == trial.id]
+
+    def curve(self, trial: TrialRecord) -> list[Epoch]:
+        """Of its finished folds, pooled."""
+        return curves.pooled([fold for fold in self.learnt.get(trial.id, ()) if fold.done], self.record.plan)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -45,14 +50,24 @@ class View:
         return next((trial for trial in self.trials if trial.is_default), None)
 
 
-def view(engine: Engine, name: str) -> View:
-    """Look at a study. Raises FoldtuneError if there is none of that name."""
+def view(engine: Engine, name: str, *, every_curve: bool = False) -> View:
+    """Look at a study.
+
+    every_curve: read the learning curves of all trials, with every metric, and not the best one's losses alone.
+
+    Raises:
+        FoldtuneError: there is none of that name.
+    """
     with transaction(engine) as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         record = queries.study(connection, name)
+        trials = queries.trials(connection, record.id)
+        best = words.best_trial(record, trials)
+        wanted = None if every_curve else [] if best is None else [best.id]
         return View(
             record=record,
-            trials=queries.trials(connection, record.id),
+            trials=trials,
+            learnt=queries.fold_curves(connection, record.id, wanted, metrics=every_curve),
             results=queries.fold_results(connection, record.id),
             used_seconds=budget.used_seconds(connection, record.id),
             units=_units(connection, record.id),
@@ -82,10 +97,23 @@ def status(seen: View) -> dict[str, Any]:
     }
 
 
+def all_curves(seen: View) -> list[dict[str, Any]]:
+    """`status --json --curves`: of every trial that has reported an epoch, unfinished folds too; no baselines."""
+    return [
+        learnt.described(trial, seen.learnt[trial.id], seen.curve(trial))
+        for trial in seen.trials
+        if trial.id in seen.learnt and not trial.is_baseline
+    ]
+
+
 def best(seen: View) -> dict[str, Any] | None:
     """`best --json`; None while nothing is complete."""
     trial = seen.best
-    return None if trial is None else describe(seen, trial) | {"baselines": baselines(seen)}
+    return (
+        None
+        if trial is None
+        else describe(seen, trial) | learnt.course(seen.curve(trial)) | {"baselines": baselines(seen)}
+    )
 
 
 def baselines(seen: View) -> list[dict[str, Any]]:
@@ -126,7 +154,7 @@ def describe(seen: View, trial: TrialRecord) -> dict[str, Any]:
             }
             for result in results
         ],
-        "metrics": {name: value if math.isfinite(value) else None for name, value in pooled.items()},
+        "metrics": learnt.finite(pooled),
     }
 
 

@@ -210,6 +210,17 @@ class Baselines(_Section):
         return self
 
 
+class Generation(_Section):
+    """What fine-tuned models write for their validation rows, compared with what these have."""
+
+    metrics: list[Literal["chrf", "exact_match"]] = Field(
+        default_factory=list,
+        description="chrf (character n-grams, 0 to 100) and exact_match (share of rows); default none: nothing is "
+        "written, and nothing costs anything",
+    )
+    max_new_tokens: int = Field(64, ge=1, le=4096, description="at most, for each row")
+
+
 class StudySpec(_Section):
     """One search, complete: everything not searched has its value here."""
 
@@ -235,6 +246,7 @@ class StudySpec(_Section):
         "validation_loss",
         "accuracy",
         "f1",
+        "weighted_f1",
         "micro_f1",
         "entity_f1",
         "calibration_error",
@@ -243,6 +255,7 @@ class StudySpec(_Section):
         "r2",
         "exact_match",
         "answer_f1",
+        "chrf",
         "perplexity",
     ] = Field("validation_loss", description="the one number to optimise; its direction is part of its meaning")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="decides suggestions, initial weights, data order, dropout")
@@ -255,6 +268,7 @@ class StudySpec(_Section):
     )
     racing: Racing = Racing()
     baselines: Baselines = Baselines()
+    generation: Generation = Generation()
     budget: Budget = Budget()
     artifacts: Artifacts = Artifacts()
 
@@ -313,9 +327,15 @@ class StudySpec(_Section):
         """Whether a larger objective is better."""
         return objective.MAXIMIZE[self.objective]
 
+    @property
+    def compared_by_text(self) -> bool:
+        """Whether the objective is of texts that the models write."""
+        return self.objective in self.generation.metrics
+
     def identity(self) -> dict[str, Any]:
         """What makes this study this study: all but the budget, which may be raised later, and the artifacts."""
-        return self.model_dump(mode="json", exclude={"budget", "artifacts"})
+        unused = set() if self.generation.metrics else {"generation"}  # studies from before there was any keep theirs
+        return self.model_dump(mode="json", exclude={"budget", "artifacts", *unused})
 
     def digest(self) -> str:
         """sha256 over `identity`."""

@@ -338,6 +338,18 @@ def save_note(shown: optuna.Study, note: str) -> None:
         optuna_tables.write_note(connection, shown._study_id, None, note)
 
 
+def plotted(shown: optuna.Study, name: str) -> str | None:
+    """See `optuna_tables.plotted`."""
+    with tables(shown) as connection:
+        return optuna_tables.plotted(connection, shown._study_id, name)
+
+
+def save_plot(shown: optuna.Study, name: str, figure: Mapping[str, Any], shows: str) -> None:
+    """A figure that the dashboard shows with the study, see `optuna_tables.write_plot`."""
+    with tables(shown) as connection:
+        optuna_tables.write_plot(connection, shown._study_id, name, figure, shows)
+
+
 def is_whole(shown: optuna.Study, ends: Mapping[int, str]) -> bool:
     """See `optuna_tables.is_whole`."""
     with tables(shown) as connection:

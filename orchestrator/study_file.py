@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import augmentation_checks, cross_checks, document, forms, hyperparameters, space
+from orchestrator import augmentation_checks, cross_checks, document, forms, generation_checks, hyperparameters, space
 from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.errors import BadInput, Problem
@@ -73,6 +73,7 @@ def resolve(doc: Document, folder: Path) -> LoadedStudy:
         problems.append(doc.problem(("training", names[name]), "both", f"'{name}' is both fixed and searched"))
     problems += cross_checks.check(doc, raw, entries, entry_names, folder)
     problems += augmentation_checks.check(doc, raw, entries, entry_names)
+    problems += generation_checks.check(doc, raw)
     spec: StudySpec | None = None
     try:
         spec = StudySpec.model_validate(raw)

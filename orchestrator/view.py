@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator import baselines, objective, reading, words
+from orchestrator import baselines, learnt, objective, reading, words
 from orchestrator.console import short
 from orchestrator.reading import View
 from orchestrator.records import TrialRecord
@@ -132,6 +132,12 @@ def _running(seen: View) -> list[Text]:
     return lines
 
 
+def curves(seen: View) -> RenderableType:
+    """`status --curves`."""
+    fine_tunes = [(trial, seen.curve(trial)) for trial in seen.trials if not trial.is_baseline]
+    return learnt.table([(trial, curve) for trial, curve in fine_tunes if curve])
+
+
 def result(seen: View) -> RenderableType:
     """Baselines and fine-tunes side by side, then the winner with the default configuration beside it."""
     best, default = seen.best, seen.default
@@ -142,7 +148,7 @@ def result(seen: View) -> RenderableType:
     table = Table()
     table.add_column("")
     for trial in beside:
-        table.add_column(_label(trial, best), justify="right", style="green" if trial is best else "")
+        table.add_column(words.label(trial, best), justify="right", style="green" if trial is best else "")
     for label, cells in _result_rows(seen, beside):
         table.add_row(label, *cells)
     return Group(_measured(seen, beside), table, *[Text(line) for line in conclusions(seen)])
@@ -163,7 +169,7 @@ def _measured(seen: View, beside: Sequence[TrialRecord]) -> Table:
         else:
             table.add_row(label, *[words.number(each["metrics"].get(name)) for name in described[0]])
     for trial, metrics in reversed(list(zip(beside, described, strict=True))):
-        label, style = _label(trial, beside[0]), "green" if trial is beside[0] else ""
+        label, style = words.label(trial, beside[0]), "green" if trial is beside[0] else ""
         table.add_row(label, *[words.number(metrics[name]) for name in described[0]], style=style)
     return table
 
@@ -173,11 +179,6 @@ def _judged(seen: View) -> tuple[int, int]:
     tuned = [trial for trial in seen.trials if not trial.is_baseline]
     judged = [t.state for t in tuned if t.state in ("complete", "stopped") and t.duplicate_of is None]
     return len(judged), judged.count("stopped")
-
-
-def _label(trial: TrialRecord, best: TrialRecord) -> str:
-    name = "default" if trial.is_default else f"trial {trial.number}"
-    return f"{name} (best)" if trial is best else name
 
 
 def _result_rows(seen: View, trials: Sequence[TrialRecord]) -> list[tuple[str, list[str]]]:
@@ -208,6 +209,7 @@ def conclusions(seen: View) -> list[str]:
         ]
         share = f"{sum(losses)} of {len(losses)} folds"
         lines.append(f"Trial {best.name} has a lower loss than the default configuration on {share}.")
+    lines += [said] if (said := words.course(seen.curve(best))) else []
     if (named := words.best_baseline(record, seen.trials)) is not None:
         lines.append(words.against_baseline(record, best, named))
     elif record.floor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator import baselines, objective
+from orchestrator import baselines, curves, objective
+from orchestrator.curves import Epoch, FoldCurve
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord
 
 SAMPLERS = {
@@ -19,13 +21,19 @@ SAMPLERS = {
 
 def number(value: float | None) -> str:
     """Four significant digits, zeros too, so that columns compare; a dash for nothing, rounding is no number."""
-    return "–" if value is None else f"{0.0 if abs(value) < 1e-12 else value:#.4g}"
+    return "–" if value is None or math.isnan(value) else f"{0.0 if abs(value) < 1e-12 else value:#.4g}"
 
 
 def assignment(params: Mapping[str, Any]) -> str:
     """`learning_rate 0.0021, batch_size 8`, ready to be read."""
     shown = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in params.values())
     return ", ".join(f"{name} {value}" for name, value in zip(params, shown, strict=True))
+
+
+def label(trial: TrialRecord, best: TrialRecord | None) -> str:
+    """What a column or a line of a trial is called."""
+    name = "default" if trial.is_default else f"trial {trial.number}"
+    return f"{name} (best)" if best is not None and trial.id == best.id else name
 
 
 def best_trial(record: StudyRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -66,8 +74,13 @@ def study_note_of(
     best: TrialRecord | None,
     default: TrialRecord | None,
     baseline: TrialRecord | None,
+    curve: Sequence[Epoch] = (),
 ) -> str:
-    """The same. counts: state -> searched trials in it; best: of `best_trial`; default: the default configuration."""
+    """The same.
+
+    counts: state -> searched trials in it; best: of `best_trial`; default: the default configuration; curve: of the
+    best trial, pooled over its folds.
+    """
     spec = record.spec
     validation = spec.cross_validation
     repeats = f", {validation.repeats} times" if validation.repeats > 1 else ""
@@ -84,15 +97,20 @@ def study_note_of(
         + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         + f" of {spec.budget.trials} trials.",
     ]
-    return "\n".join([*lines, *_findings(record, best, default, baseline)])
+    return "\n".join([*lines, *_findings(record, best, default, baseline, curve)])
 
 
 def _findings(
-    record: StudyRecord, best: TrialRecord | None, default: TrialRecord | None, baseline: TrialRecord | None
+    record: StudyRecord,
+    best: TrialRecord | None,
+    default: TrialRecord | None,
+    baseline: TrialRecord | None,
+    curve: Sequence[Epoch],
 ) -> list[str]:
     if best is None or best.value is None:
         return []
     lines = ["", f"**Best.** Trial {best.name}: {number(best.value)} with {assignment(best.shown)}."]
+    lines += [said] if (said := course(curve)) else []
     if default is not None and default.value is not None:
         lines.append(f"The default configuration reaches {number(default.value)}.")
     if baseline is not None:
@@ -102,10 +120,34 @@ def _findings(
     return lines
 
 
-def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResult], evidence: str = "") -> str:
+def course(curve: Sequence[Epoch]) -> str:
+    """A pooled curve in a sentence or two: the gap at its end, and where overfitting began; nothing without a gap."""
+    if not curve or (gap := curve[-1].gap) is None:
+        return ""
+    last = curve[-1]
+    side = "below" if gap >= 0 else "above"
+    said = (
+        f"At epoch {last.epoch} its training loss is {number(last.train_loss)}, {number(abs(gap))} {side} "
+        f"the validation loss of {number(last.validation_loss)}."
+    )
+    if (found := curves.overfitting(curve)) is None:
+        return said
+    return (
+        f"{said} It overfits after epoch {found.onset}: by epoch {found.end} the validation loss has risen by "
+        f"{number(found.rise)}, while the training loss has fallen by {number(found.fall)}."
+    )
+
+
+def trial_note(
+    record: StudyRecord,
+    trial: TrialRecord,
+    folds: Sequence[FoldResult],
+    evidence: str = "",
+    learnt: Sequence[FoldCurve] = (),
+) -> str:
     """A trial's note, Markdown.
 
-    evidence: of a failure: where it happened, traceback, the trainer's last words.
+    evidence: of a failure: where it happened, traceback, the trainer's last words. learnt: curves of finished folds.
     """
     origin = {"default": "The default configuration", "grid": "A point of the grid", "random": "Drawn at random"}
     opening = origin.get(trial.origin, "Proposed by the sampler's model")
@@ -119,13 +161,17 @@ def trial_note(record: StudyRecord, trial: TrialRecord, folds: Sequence[FoldResu
         lines.append(f"**{record.spec.objective} {number(trial.value)}** over {len(folds)} folds.")
     else:
         lines.append(f"**{trial.state}**" + (f": {trial.reason}" if trial.reason else "") + ".")
+    curve = curves.pooled(learnt, record.plan)
+    lines += [said] if (said := course(curve)) else []
     if folds:
+        by_fold = {(each.repeat, each.fold): each for each in learnt}
         lines += [
             "",
-            f"| repeat | fold | epochs | items | validation loss | {_beside(folds[0])} |",
-            "|---|---|---|---|---|---|",
+            f"| repeat | fold | epochs | items | validation loss | {_beside(folds[0])} | lowest | training loss |",
+            "|---|---|---|---|---|---|---|---|",
         ]
-        lines += [_fold_line(fold) for fold in folds]
+        lines += [_fold_line(fold, by_fold.get((fold.repeat, fold.fold))) for fold in folds]
+    lines += _curve_table(curve)
     if evidence:  # indented, so that nothing in it is read as Markdown
         lines += ["", "Evidence:", "", *("    " + line for line in evidence.splitlines()[:1])]
         lines += ["    " + line for line in evidence.splitlines()[1:][-30:]]
@@ -137,8 +183,24 @@ def _beside(fold: FoldResult) -> str:
     return next(name for name in objective.metrics(fold.tallies) if name != "validation_loss")
 
 
-def _fold_line(fold: FoldResult) -> str:
+def _fold_line(fold: FoldResult, learnt: FoldCurve | None) -> str:
     values = objective.metrics(fold.tallies)
     cells: list[object] = [fold.repeat, fold.fold, fold.epoch, int(fold.tallies["items"])]
     cells += [number(values["validation_loss"]), number(values[_beside(fold)])]
+    found = None if learnt is None else curves.lowest(learnt)
+    trained = None if learnt is None or fold.epoch not in learnt.epochs else learnt.epochs[fold.epoch][0]
+    cells += ["–" if found is None else f"{number(found[1])} at epoch {found[0]}", number(trained)]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _curve_table(curve: Sequence[Epoch]) -> list[str]:
+    """Pooled losses by epoch, of a long run some; nothing of a single epoch."""
+    if len(curve) < 2:
+        return []
+    found = curves.overfitting(curve)
+    shown = curves.thinned(curve, () if found is None else (found.onset,))
+    lines = ["", "| epoch | training loss | validation loss | gap |", "|---|---|---|---|"]
+    return lines + [
+        f"| {each.epoch} | {number(each.train_loss)} | {number(each.validation_loss)} | {number(each.gap)} |"
+        for each in shown
+    ]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import durable, snapshots
-from orchestrator.contract import Checkpoint, OpenStudy, Outcome, TrainUnit, UnitEnded, derive_seed
+from orchestrator.contract import Checkpoint, Generation, OpenStudy, Outcome, TrainUnit, UnitEnded, derive_seed
 from orchestrator.records import Lease
+from orchestrator.spec import StudySpec
 from trial_worker.desk import Taken
 
 
@@ -69,7 +70,17 @@ def open_message(taken: Taken) -> OpenStudy:
         paraphraser=record.writers.get("paraphraser"),
         generator=record.writers.get("generator"),
         cache=str(taken.data.parent.parent / "augmentation"),
+        generation=generation_of(record.spec),
     )
+
+
+def generation_of(spec: StudySpec) -> Generation | None:
+    """What units write; after every epoch where epochs are compared by it: by racing, by shared epochs."""
+    wanted = spec.generation
+    if not wanted.metrics:
+        return None
+    every = spec.compared_by_text or spec.share_epochs
+    return Generation(metrics=tuple(wanted.metrics), max_new_tokens=wanted.max_new_tokens, every_epoch=every)
 
 
 def work(held: Held, scratch: str) -> TrainUnit:

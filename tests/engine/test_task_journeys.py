@@ -15,6 +15,7 @@ from orchestrator.contract import EpochDone, OpenStudy, Settings, TrainUnit, Uni
 from tests import tiny_models
 from tests.unit.study_text import jsonl, study
 from trial_worker.engine.pack import open_study
+from trial_worker.units import generation_of
 
 SPANS = [
     {"text": row["text"], "spans": [{"start": 0, "end": len(row["text"].split()[0]), "label": "first"}]}
@@ -53,10 +54,13 @@ def test_rows_of_a_file_are_learnt_and_scored_by_every_metric_of_their_task(task
     save(tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text(jsonl(rows), encoding="utf-8")
     named = "".join(f", {key}: {column}" for key, column in columns.items())
+    written = "{metrics: [chrf, exact_match], max_new_tokens: 8}" if task in ("causal_lm", "seq2seq") else None
     (tmp_path / "study.yaml").write_text(
-        study(task=task, data=f"{{path: rows.jsonl{named}}}", cross_validation="{folds: 3}"), encoding="utf-8"
+        study(task=task, data=f"{{path: rows.jsonl{named}}}", cross_validation="{folds: 3}", generation=written),
+        encoding="utf-8",
     )
-    snapshot, _ = prepare.read(study_file.load(tmp_path / "study.yaml"))
+    loaded = study_file.load(tmp_path / "study.yaml")
+    snapshot, _ = prepare.read(loaded)
     (tmp_path / "snapshot.jsonl").write_bytes(snapshot.content)
     plan = folds.plan(snapshot.rows, 3, labels=snapshot.strata, groups=snapshot.groups)
     pack = open_study(
@@ -67,6 +71,7 @@ def test_rows_of_a_file_are_learnt_and_scored_by_every_metric_of_their_task(task
             model=tiny_models.pin(tmp_path / "model"),
             data=str(tmp_path / "snapshot.jsonl"),
             labels=snapshot.classes,
+            generation=generation_of(loaded.spec),
         ),
         torch.device("cpu"),
     )

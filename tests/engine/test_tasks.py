@@ -195,6 +195,7 @@ def test_tallies_of_several_labels_are_those_of_scikit_learn() -> None:
     truth, said = batch.targets.numpy() > 0, logits.numpy() > 0
     assert values["accuracy"] == pytest.approx(metrics.accuracy_score(truth, said))
     assert values["f1"] == pytest.approx(metrics.f1_score(truth, said, average="macro"))
+    assert values["weighted_f1"] == pytest.approx(metrics.f1_score(truth, said, average="weighted"))
     assert values["micro_f1"] == pytest.approx(metrics.f1_score(truth, said, average="micro"))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.targets)
     assert values["validation_loss"] == pytest.approx(3 * float(loss), rel=1e-6)

@@ -269,6 +269,25 @@ STUDY_YAML = {
     "unknown task": Bad(study(task="summary"), r"'task' must be one of classification, multi_label, .*, seq2seq — got 'summary'"),
     "task of no kind": Bad(study(task="[a]"), r"'task' must be one of classification, .* — got \['a'\]"),
     "objective of two tasks": Bad(study(task=CAUSAL, objective="f1"), r"'f1' needs task classification or multi_label — got causal_lm"),
+    "texts of classes": Bad(study(generation="{metrics: [chrf]}"), r":7:14: 'generation\.metrics' needs task seq2seq or causal_lm — got classification"),
+    "texts after nothing": Bad(
+        study(task=CAUSAL, data="{path: rows.jsonl, text: text}", generation="{metrics: [chrf]}"), r"'generation\.metrics' needs rows .*prompt and completion, or messages — got data\.text"
+    ),
+    "an unknown metric of texts": Bad(study(task="seq2seq", generation="{metrics: [bleu]}"), r":7:\d+: 'generation\.metrics\.0' must be one of chrf, exact_match — got 'bleu'"),
+    "a metric of texts twice": Bad(study(task="seq2seq", generation="{metrics: [chrf, chrf]}"), r":7:14: a metric is named twice"),
+    "a length of no texts": Bad(study(task="seq2seq", generation="{max_new_tokens: 9}"), r":7:14: 'generation\.max_new_tokens' has no effect without generation\.metrics"),
+    "no tokens to write": Bad(study(task="seq2seq", generation="{metrics: [chrf], max_new_tokens: 0}"), r"'generation\.max_new_tokens' must be greater than or equal to 1 — got 0"),
+    "an unknown key of texts": Bad(study(task="seq2seq", generation="{rows: 9}"), r":7:14: unknown key 'generation\.rows'"),
+    "an objective of texts that nobody writes": Bad(
+        study(task="seq2seq", objective="chrf"), r":7:1: objective chrf is of texts that the models write, and none are asked for\n  help: write generation: \{metrics: \[chrf\]\}"
+    ),
+    "an objective of other texts": Bad(
+        study(task="seq2seq", objective="exact_match", generation="{metrics: [chrf]}"), r":7:1: objective exact_match is of texts"
+    ),
+    "an objective of texts for classes": Bad(study(objective="chrf"), r"'chrf' needs task seq2seq or causal_lm — got classification"),
+    "baselines that write nothing": Bad(
+        study(task=CAUSAL, objective="chrf", generation="{metrics: [chrf]}", baselines="[unigram]"), r":9:1: baselines write nothing, so that they have no chrf"
+    ),
     "objective of numbers": Bad(study(objective="mse"), r"'mse' needs task regression — got classification"),
     "smoothing without classes": Bad(
         study(task="regression", training="{label_smoothing: 0.1}"), r":7:12: 'label_smoothing' has no meaning for task regression"
@@ -467,6 +486,9 @@ DATASET = {
     "a pool with an empty text": Bad(POOL, r"pool\.jsonl:2: 'text' is empty", 65, {"pool.jsonl": jsonl([{"text": "a"}, {"text": " "}])}),
     "paraphrases of what is learnt": Bad(
         study(task=CAUSAL, augmentation="{paraphraser: {path: ./model}}", training="{paraphrases: 1}"), r":8:12: 'paraphrases' needs rows of prompt"
+    ),
+    "texts after rows of text": Bad(
+        study(task=CAUSAL, generation="{metrics: [chrf]}"), r":7:14: 'generation\.metrics' needs rows with something to answer.* — got rows of text"
     ),
     "escape codes in a column (59)": data(jsonl([{"\x1b[2J": 1}]), r"no column 'text' in any row \(there is \\x1b\[2J\)"),
 }  # fmt: skip

@@ -95,10 +95,51 @@ def test_a_class_that_neither_occurs_nor_is_predicted_does_not_lower_f1() -> Non
     assert objective.metrics(tallies)["f1"] == 1.0
 
 
+@given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_weighted_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    """Classes that never occur, never are predicted, or neither, among them."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    tallies = {
+        "nats": 1.0,
+        "items": len(pairs),
+        "correct": sum(truth == said for truth, said in pairs),
+        "tp": [sum(truth == said == each for truth, said in pairs) for each in range(4)],
+        "fp": [sum(said == each != truth for truth, said in pairs) for each in range(4)],
+        "fn": [sum(truth == each != said for truth, said in pairs) for each in range(4)],
+        "bins": [[len(pairs), 1.0, 0]],
+    }
+    wanted = sklearn.f1_score(*zip(*pairs, strict=True), average="weighted", zero_division=0.0)
+    assert objective.metrics(tallies)["weighted_f1"] == pytest.approx(wanted, abs=1e-12)
+
+
+@given(rows=st.lists(st.tuples(*[st.booleans()] * 6), min_size=1, max_size=30))
+def test_weighted_f1_of_several_labels_is_scikit_learns(rows: list[tuple[bool, ...]]) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    truth, said = [row[:3] for row in rows], [row[3:] for row in rows]
+    both = [list(zip(t, s, strict=True)) for t, s in zip(truth, said, strict=True)]
+    tallies = {
+        "nats": 1.0,
+        "items": len(rows),
+        "correct": 0,
+        "tp": [sum(row[each] == (True, True) for row in both) for each in range(3)],
+        "fp": [sum(row[each] == (False, True) for row in both) for each in range(3)],
+        "fn": [sum(row[each] == (True, False) for row in both) for each in range(3)],
+    }
+    found = objective.metrics(tallies)["weighted_f1"]
+    if not any(any(row) for row in truth):
+        assert math.isnan(found)
+        return
+    wanted = sklearn.f1_score(truth, said, average="weighted", zero_division=0.0)
+    assert found == pytest.approx(wanted, abs=1e-12)
+
+
 def test_perplexity_is_exp_of_the_loss_and_bytes_are_counted_where_there_are_any() -> None:
     assert objective.metrics(LANGUAGE)["perplexity"] == math.exp(2.0)
-    assert objective.metrics({**LANGUAGE, "bytes": 80})["nats_per_byte"] == 0.5
-    assert "nats_per_byte" not in objective.metrics(LANGUAGE)
+    of_bytes = objective.metrics({**LANGUAGE, "bytes": 80})
+    assert of_bytes["nats_per_byte"] == 0.5
+    assert of_bytes["byte_perplexity"] == math.exp(0.5)
+    assert not {"nats_per_byte", "byte_perplexity"} & objective.metrics(LANGUAGE).keys()
+    assert objective.metrics({**LANGUAGE, "nats": 1e9, "bytes": 1})["byte_perplexity"] == math.inf
 
 
 @pytest.mark.parametrize("nats", [math.nan, math.inf])
@@ -118,9 +159,20 @@ def test_every_objective_has_a_direction() -> None:
     numbers = dict.fromkeys(("squared_errors", "absolute_errors", "numbers", "squared_numbers"), 1.0)
     words = {**LANGUAGE, "rows": 3, "entities": [1, 0, 0]}
     ends = {**LANGUAGE, "rows": 3, "exact": 1, "overlap": 1.5}
-    kinds = (LANGUAGE, classes, several, {**LANGUAGE, **numbers}, words, ends)
+    written = {**LANGUAGE, "answered": 3, "matches": 1, "chrf": [4, 4, 2] * 6}
+    kinds = (LANGUAGE, classes, several, {**LANGUAGE, **numbers}, words, ends, written)
     assert set(objective.MAXIMIZE) == set().union(*(objective.metrics(each) for each in kinds))
     assert set(objective.OF_TASK) == set(objective.MAXIMIZE) - {"validation_loss"}
+
+
+def test_metrics_of_texts_that_a_model_wrote() -> None:
+    written = {**LANGUAGE, "answered": 4, "matches": 1, "chrf": [10, 8, 4, 5, 4, 0, *[0, 3, 0] * 4]}
+    found = objective.metrics(written)
+    assert found["exact_match"] == 0.25
+    precision, recall = (4 / 10 + 0) / 2, (4 / 8 + 0) / 2  # of the two orders that both have
+    assert found["chrf"] == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall))
+    assert objective.metrics({**LANGUAGE, "answered": 4, "chrf": [0] * 18})["chrf"] == 0.0
+    assert not {"chrf", "exact_match"} & objective.metrics(LANGUAGE).keys()
 
 
 def test_the_floor_is_the_majority_class_on_the_same_folds() -> None:

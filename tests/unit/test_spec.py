@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import document, objective, space, spec, study_file
-from orchestrator.contract import Settings
+from orchestrator import baselines, document, objective, space, spec, study_file
+from orchestrator.contract import Generation, Settings
 from orchestrator.reading import TRIAL_STATES
 from orchestrator.spec import StudySpec
 from tests.unit import study_text
+from trial_worker import units
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
@@ -83,6 +84,13 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(order: list[str]) -> No
         ({"model": "{path: ./model, gradient_checkpointing: true}"}, {}, False),
         ({"model": "{path: ./model, quantization: nf4}"}, {}, False),
         ({"search": "{space: {epochs: [1, 2]}}"}, {"search": "{space: {epochs: [1, 3]}}"}, False),
+        ({"generation": "{metrics: []}"}, {}, True),
+        ({"task": "seq2seq", "generation": "{metrics: [chrf]}"}, {"task": "seq2seq"}, False),
+        (
+            {"task": "seq2seq", "generation": "{metrics: [chrf]}"},
+            {"task": "seq2seq", "generation": "{metrics: [chrf], max_new_tokens: 9}"},
+            False,
+        ),
     ],
 )
 def test_the_digest_is_that_of_the_meaning_without_the_budget(
@@ -91,6 +99,45 @@ def test_the_digest_is_that_of_the_meaning_without_the_budget(
     before, after = load(study_text.study(**old)).spec, load(study_text.study(**new)).spec
     assert (before.digest() == after.digest()) == same
     assert (spec.differing_keys(before.identity(), after.identity()) == []) == same
+
+
+def test_a_study_that_has_nothing_written_is_the_one_of_before_there_was_any() -> None:
+    """Its digest was stored when it was launched."""
+    assert "generation" not in load(study_text.study()).spec.identity()
+
+
+@pytest.mark.parametrize(
+    ("more", "every"),
+    [
+        ({}, False),
+        ({"objective": "chrf"}, True),
+        ({"objective": "exact_match"}, True),
+        ({"objective": "perplexity"}, False),
+        (
+            {
+                "share_epochs": "true",
+                "training": "{lr_schedule: constant, warmup_ratio: 0}",
+                "search": "{sampler: random, space: {epochs: [1, 2]}}",
+            },
+            True,
+        ),
+    ],
+)
+def test_texts_are_written_after_every_epoch_where_epochs_are_compared_by_them(
+    more: dict[str, str], every: bool
+) -> None:
+    text = study_text.study(task="seq2seq", generation="{metrics: [chrf, exact_match], max_new_tokens: 9}", **more)
+    wanted = load(text).spec
+    assert units.generation_of(wanted) == Generation(
+        metrics=("chrf", "exact_match"), max_new_tokens=9, every_epoch=every
+    )
+    assert units.generation_of(load(study_text.study()).spec) is None
+
+
+def test_baselines_write_nothing_so_a_study_of_texts_has_none() -> None:
+    assert baselines.wanted("causal_lm", None, by_text=True) == ()
+    assert baselines.wanted("causal_lm", None) == ("unigram", "zero-shot", "few-shot")
+    assert baselines.wanted("causal_lm", ["unigram"], by_text=True) == ("unigram",)
 
 
 def test_differing_keys_are_named_with_both_values() -> None:
@@ -206,7 +253,9 @@ def test_the_published_answers_name_every_hyperparameter_and_state() -> None:
     assert list(best["settings"]["properties"]) == list(Settings.__dataclass_fields__)
     assert set(best["objective"]["enum"]) == set(objective.MAXIMIZE)
     assert tuple(published("status")["properties"]["trials"]["properties"]) == TRIAL_STATES
-    assert published("list")["properties"]["studies"]["items"]["properties"] == published("status")["properties"]
+    asked = {"curves"}  # of `status --curves` alone
+    told = {name: each for name, each in published("status")["properties"].items() if name not in asked}
+    assert published("list")["properties"]["studies"]["items"]["properties"] == told
 
 
 def test_check_leaves_a_dataset_of_the_hub_to_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,8 @@ def test_a_trials_note_says_who_proposed_it_and_what_each_fold_gave() -> None:
     note = words.trial_note(record(), trial(0, 2.0), folds)
     assert note.startswith("Proposed by the sampler's model: batch_size 8")
     assert "**validation_loss 2.000** over 2 folds" in note
-    assert note.endswith("| 0 | 1 | 3 | 20 | 2.000 | 0.2500 |")
+    assert note.endswith("| 0 | 1 | 3 | 20 | 2.000 | 0.2500 | – | – |")
+    assert "nan" not in note
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,9 @@ def picking(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """The model's head sees only those states whose places, (targets,) in the flattened grid, stand in the list."""
     chosen: list[Tensor] = []
 
-    def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def pick(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if current() is None:  # the model is used for something else
+            return None
         states = arguments[0]  # (rows, tokens, hidden)
         return (states.flatten(0, 1).index_select(0, chosen[-1]).unsqueeze(0), *arguments[1:])
 

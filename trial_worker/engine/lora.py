@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from trial_worker.engine import lora_grouped
 from trial_worker.engine.dropout import mask, salt
 from trial_worker.engine.lora_grouped import Stack
-from trial_worker.engine.stream import Bound, Stream, current
+from trial_worker.engine.stream import Bound, Stream, current, speaker
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class SlotLinear(nn.Module):
         stream = current()
         if stream is None:
             plain: Tensor = self.base(x)
-            return plain
+            return plain if (slot := speaker()) is None else plain + self._update(x, slot)
         bounds = stream.bounds(x.shape)
         factors = [self.slots.factors(self.site, bound.slot) for bound in bounds]
         masks = self._masks(x, stream, bounds, factors)
@@ -88,6 +88,11 @@ class SlotLinear(nn.Module):
         whole: Tensor = out.view(*x.shape[:-1], -1)
         # a quantised weight can be multiplied by its layer only
         return whole if self.frozen is not None else self.base(x) + whole
+
+    def _update(self, x: Tensor, slot: int) -> Tensor:
+        """What one slot's LoRA adds, of inputs of any shape with features last; without dropout."""
+        one = self.slots.factors(self.site, slot)
+        return (x @ one.a.to(x.dtype).t() * one.scale) @ one.b.to(x.dtype)
 
     def _masks(
         self, x: Tensor, stream: Stream, bounds: Sequence[Bound], factors: Sequence[Factors]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from orchestrator import baselines
-from orchestrator.contract import Checkpoint, EpochDone, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
+from orchestrator.contract import Checkpoint, EpochDone, Generation, OpenStudy, Outcome, Progress, TrainUnit, UnitEnded
 from trial_worker.augment.made import Made
 from trial_worker.baselines import Job
 from trial_worker.engine import optimizer
@@ -40,9 +40,16 @@ class Pack:
     """
 
     def __init__(
-        self, base: Base, rows: Rows, slots: int | None = None, *, shots: int = 4, template: str = "{text}\n{label}"
+        self,
+        base: Base,
+        rows: Rows,
+        slots: int | None = None,
+        *,
+        shots: int = 4,
+        template: str = "{text}\n{label}",
+        generation: Generation | None = None,
     ) -> None:
-        """shots, template: of baselines that prompt, see `trial_worker.baselines`."""
+        """shots, template: of baselines that prompt, see `trial_worker.baselines`. generation: of texts; None: none."""
         self.base = base
         self.rows = rows
         self._prompting = {"shots": shots, "template": template}
@@ -53,7 +60,9 @@ class Pack:
         whole = not rows.task.outputs and not base.plain_head
         vocabulary = int(base.model.config.get_text_config().vocab_size) if whole else 0
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
+        self._generation = generation
         self._pace: float | None = None
+        self._text_seconds: float | None = None
         self._new: list[TrainUnit] = []
         self._given: dict[int, Sequence[Made]] = {}  # of units to come, by their numbers
         self._slots: dict[int, Slot] = {}  # by their place
@@ -77,7 +86,7 @@ class Pack:
         self._given[unit.unit] = made
 
     def advance(self) -> list[PackEvent]:
-        """Do one micro-step, and one evaluation batch, of the units in the slots; what there is to tell of it.
+        """Do one micro-step, one evaluation batch and a few texts' next tokens for the slots; what there is to tell.
 
         A unit that raises ends as an event with the evidence; the others go on as if it had never been there.
         """
@@ -88,8 +97,10 @@ class Pack:
             events += self._next_epoch(slot)
         if training := [slot for slot in self._slots.values() if not slot.evaluating]:
             events += self._attempt(training, self._train)
-        if evaluating := [slot for slot in self._slots.values() if slot.evaluating]:
+        if evaluating := [slot for slot in self._slots.values() if slot.evaluating and slot.waiting]:
             events += self._attempt(evaluating, self._evaluate)
+        for slot in [slot for slot in self._slots.values() if slot.evaluating and not slot.waiting]:
+            events += self._attempt([slot], self._write)
         return events
 
     def drop(self, unit: int, reason: str, keep: bool = False) -> list[PackEvent]:
@@ -166,7 +177,8 @@ class Pack:
                 self.slots, network = fit, Network(self.base, kind, fit, self.rows.task.answer)
             self._network = self._networks[kind] = network
             place = min(set(range(self.slots)) - self._slots.keys())
-            slot = Slot(place, unit, self.base, self.rows, network, self._given.pop(unit.unit, ()))
+            made = self._given.pop(unit.unit, ())
+            slot = Slot(place, unit, self.base, self.rows, network, made, self._generation)
             if slot.finished:
                 return [unit.ended(Outcome.DONE)]
             network.install()
@@ -184,7 +196,7 @@ class Pack:
 
     def _next_epoch(self, slot: Slot) -> list[PackEvent]:
         try:
-            slot.begin_epoch(self._pace)
+            slot.begin_epoch(self._pace, self._text_seconds)
         except UnitStopped as stop:
             return [self._end(slot, stop.outcome, str(stop))]
         return []
@@ -243,18 +255,42 @@ class Pack:
         if isinstance(computed, list):
             return computed
         self._spend(computed, monotonic() - began)
-        events: list[PackEvent] = []
-        for slot in [slot for slot in slots if not slot.waiting]:
-            try:
-                done = slot.end_epoch()
-            except UnitStopped as stop:
-                events.append(self._end(slot, stop.outcome, str(stop)))
-                continue
-            self._pace = done.seconds / slot.tokens(slot.train)
-            events.append(done)
-            if slot.finished:
-                events.append(self._end(slot, Outcome.DONE))
-        return events
+        scored = [slot for slot in slots if not slot.waiting and not slot.writes()]
+        return [event for slot in scored for event in self._end_epoch(slot)]
+
+    def _write(self, slots: Sequence[Slot]) -> list[PackEvent]:
+        """Some tokens of some texts of one slot; the end of its epoch once all are there."""
+        (slot,) = slots
+        answering = slot.answering
+        assert answering is not None
+        began, note = monotonic(), None
+        most = [self.capacity.most_rows, *([slot.unit.most_rows] if slot.unit.most_rows else [])]
+        step = answering.next(self.capacity.most_tokens, min(most))
+        try:
+            answering.write(step, slot.place)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            note = str(error).splitlines()[0]
+        # outside the handler: its traceback would keep the tensors alive that did not fit
+        if note is not None:
+            tokens = answering.cost(step)
+            return [] if self.capacity.shrink(len(step.rows), tokens) else self._too_large(slot, tokens, note)
+        seconds = monotonic() - began
+        slot.clock.spend(seconds)
+        answering.seconds += seconds
+        return [] if slot.writes() else self._end_epoch(slot)
+
+    def _end_epoch(self, slot: Slot) -> list[PackEvent]:
+        answering = slot.answering
+        try:
+            done = slot.end_epoch()
+        except UnitStopped as stop:
+            return [self._end(slot, stop.outcome, str(stop))]
+        if answering is not None and answering.written:
+            self._text_seconds = answering.seconds / len(answering.written)
+        self._pace = (done.seconds - (answering.seconds if answering else 0.0)) / slot.tokens(slot.train)
+        return [done, self._end(slot, Outcome.DONE)] if slot.finished else [done]
 
     def _fitting(
         self, slots: Sequence[Slot], compute: Callable[[MicroStep], None]
@@ -345,4 +381,10 @@ def open_study(study: OpenStudy, device: torch.device) -> Pack:
     task = task_named(study.task, study.labels)
     rows, pool = read_snapshot(study.data), read_snapshot(study.pool) if study.pool else []
     base = Base.load(study.model, task.family, task.outputs, device)
-    return Pack(base, Rows(task, rows, base.tokenizer, pool), shots=study.shots, template=study.template)
+    return Pack(
+        base,
+        Rows(task, rows, base.tokenizer, pool),
+        shots=study.shots,
+        template=study.template,
+        generation=study.generation,
+    )

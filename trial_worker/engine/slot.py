@@ -12,9 +12,10 @@ from time import monotonic
 import numpy as np
 from torch import Tensor
 
-from orchestrator.contract import Checkpoint, EpochDone, Outcome, Progress, Settings, TrainUnit
+from orchestrator.contract import Checkpoint, EpochDone, Generation, Outcome, Progress, Settings, TrainUnit
 from trial_worker.augment.made import Made
 from trial_worker.engine import optimizer, state
+from trial_worker.engine.answering import Answering
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import effective_batches, epoch_order, steps_per_epoch
 from trial_worker.engine.class_weights import balanced
@@ -36,7 +37,8 @@ class Slot:
     """A unit that trains. It waits for rows to be computed: of its effective batch, or such as are evaluated.
 
     train: numbers of the rows it trains on, made ones included. waiting: rows to compute, in order. evaluating: whether
-    they are of the stopping or the validation part. finished: nothing is left to do.
+    they are of the stopping or the validation part. answering: texts that are written once these are scored. finished:
+    nothing is left to do.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Slot:
         rows: Rows,
         network: Network | WholeNetwork,
         made: Sequence[Made] = (),
+        generation: Generation | None = None,
     ) -> None:
         """Give the unit its weights, fresh or from its checkpoint.
 
@@ -65,7 +68,6 @@ class Slot:
         self.waiting: list[Bundle] = []
         self.evaluating = False
         self._pool = rows.pool
-        self._pin = base.pin
         self._task = rows.task
         self._network = network
         weighs = self.settings.class_weights == "balanced"
@@ -77,6 +79,8 @@ class Slot:
         self._nats = 0.0  # of the effective batch, so far
         self._scores: dict[int, tuple[Scores, int]] = {}
         self._parts: list[Sequence[int]] = []  # rows to evaluate after those that wait
+        self._base, self._generation = base, generation
+        self.answering: Answering | None = None
         saved = self._saved()
         over = saved is not None and saved.kind == "adapter" and self._stopping is not None
         self.finished = over or self.at.epoch == self.settings.epochs
@@ -155,10 +159,11 @@ class Slot:
 
     # --- its course ---------------------------------------------------------------------------------------------
 
-    def begin_epoch(self, pace: float | None) -> None:
+    def begin_epoch(self, pace: float | None, text_seconds: float | None = None) -> None:
         """Wait for the epoch's next batch, from wherever the unit was broken off.
 
-        pace: seconds per token of work, as epochs on this device took; None before the first.
+        pace: seconds per token of work, as epochs on this device took; None before the first. text_seconds: the same
+        for each text that was written.
 
         Raises:
             UnitStopped: OVER_BUDGET, the epoch would not end in time.
@@ -168,7 +173,8 @@ class Slot:
         self._batches = batches[self.at.step - self.at.epoch * self.epoch_steps :]
         self.clock.spend(self.at.seconds)
         work = self.tokens([row for batch in self._batches for row in batch])
-        self.clock.demand((pace or 0.0) * work)
+        texts = len(self.unit.validation) if self._writes_at(self.at.epoch + 1) else 0
+        self.clock.demand((pace or 0.0) * work + (text_seconds or 0.0) * texts)
         work += (self.settings.epochs - self.at.epoch - 1) * self.tokens(self.train)
         self._forecast = Forecast(monotonic(), work, work)
         self._next_batch()
@@ -178,7 +184,7 @@ class Slot:
         if self._batches:
             self.waiting = self._bundles()
         else:
-            self.evaluating, self._scores = True, {}
+            self.evaluating, self._scores, self.answering = True, {}, None
             self._parts = [self._stopping.rows, self._scored] if self._stopping else [self._scored]
             self._next_part()
 
@@ -244,6 +250,22 @@ class Slot:
         if not self.waiting and self._parts:
             self._next_part()
 
+    def writes(self) -> bool:
+        """Whether texts are still to be written, now that all rows are scored."""
+        if not self.evaluating or self.waiting or not self._writes_at(self.at.epoch + 1):
+            return False
+        if self.answering is None:
+            assert self._generation is not None
+            self.answering = Answering(self._base, self._generation, {row: self.items[row] for row in self._scored})
+        return bool(self.answering.todo)
+
+    def _writes_at(self, epoch: int) -> bool:
+        wanted = self._generation
+        if wanted is None:
+            return False
+        any_may_count = wanted.every_epoch or self._stopping is not None
+        return any_may_count or epoch == self.settings.epochs
+
     def end_epoch(self) -> EpochDone:
         """The epoch's results, its checkpoint written before anybody hears of it.
 
@@ -255,7 +277,8 @@ class Slot:
         scores = self._of_part("validation", self._scored)
         stop = self._stopping is not None and self._hear(self._stopping, epoch)
         train_loss, self.at = self.at.train_loss, Position(epoch=epoch, step=self.at.step)
-        self.evaluating, self._scores = False, {}
+        written = {} if self.answering is None else self.answering.tallies()
+        self.evaluating, self._scores, self.answering = False, {}, None
         self.finished = stop or epoch == self.settings.epochs
         chosen = None
         if self.finished and self._stopping is not None:
@@ -267,7 +290,7 @@ class Slot:
             epoch=epoch,
             train_loss=train_loss,
             seconds=seconds,
-            tallies=self._task.tallies(validation, scores),
+            tallies=self._task.tallies(validation, scores) | written,
             predictions=pack_predictions(scores, with_logits=self.finished or unit.all_logits),
             checkpoint=self.checkpoint(),
             chosen=chosen,
@@ -301,7 +324,8 @@ class Slot:
         at = replace(at, seconds=self.clock.spent if at.step > at.epoch * self.epoch_steps else 0.0)
         try:
             best = None if self._stopping is None else self._stopping.best
-            return state.write(path, kind, state.identity(unit, self._pin), at, self._network.memory, self.place, best)
+            name = state.identity(unit, self._base.pin)
+            return state.write(path, kind, name, at, self._network.memory, self.place, best)
         except OSError as error:
             print(f"unit {unit.unit}: no checkpoint of step {at.step} could be written: {error}", file=sys.stderr)
             return None
@@ -310,7 +334,7 @@ class Slot:
         """What the unit goes on from, `at` set to its place; None: it begins."""
         if self.unit.resume is None:
             return None
-        saved = state.read(self.unit.resume, state.identity(self.unit, self._pin))
+        saved = state.read(self.unit.resume, state.identity(self.unit, self._base.pin))
         at, done = saved.position, saved.position.epoch * self.epoch_steps
         inside = done <= at.step <= done + self.epoch_steps and 0 <= at.epoch < self.settings.epochs
         if not inside and (at.epoch, at.step) != (self.settings.epochs, done):

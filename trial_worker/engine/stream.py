@@ -188,6 +188,25 @@ def current() -> Stream | None:
     return _current
 
 
+_speaker: int | None = None
+
+
+def speaker() -> int | None:
+    """Outside a micro-step: the slot whose adapter the model has; None: it has none."""
+    return _speaker
+
+
+@contextmanager
+def speaking(slot: int) -> Iterator[None]:
+    """Inside, the model as transformers knows it is this slot's alone: for its own code, as that which writes texts."""
+    global _speaker
+    before, _speaker = _speaker, slot
+    try:
+        yield
+    finally:
+        _speaker = before
+
+
 @contextmanager
 def computing(stream: Stream) -> Iterator[None]:
     """Layers see this micro-step inside; its backward pass belongs inside too, as it may compute layers anew."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trial_worker.tasks.interface import Item, Row, Scores, Task
+from trial_worker.tasks.interface import Item, Row, Scores, Task, Wanted
 from trial_worker.tasks.spans import Marked, mark
 from trial_worker.tasks.texts import language_tallies
 
@@ -51,6 +51,7 @@ class CausalLm(Task):
             positions=item.positions[kept],
             size=int(ends.max()) if len(ends) else 0,
             ends=ends,
+            gold=item.gold,
         )
 
     def tallies(self, items: Sequence[Item], scores: Scores) -> dict[str, Any]:
@@ -82,7 +83,25 @@ def _encode(marked: Marked, tokenizer: PreTrainedTokenizerBase) -> Item:
         positions=chosen,
         size=max(covered, default=0),
         ends=torch.tensor(covered, dtype=torch.int64),
+        gold=None if marked.wanted is None else _wanted(marked.wanted, marked, ids, coded["offset_mapping"], tokenizer),
     )
+
+
+def _wanted(
+    text: str,
+    marked: Marked,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Wanted:
+    """The last span: an earlier answer of the same conversation is part of what is asked."""
+    last = marked.spans[-1]
+    inside = [place for place, (start, end) in enumerate(offsets) if start < end and last.start < end <= last.end]
+    if not inside:
+        return Wanted(text, len(offsets), tokenizer.eos_token_id)
+    end = tokenizer.eos_token_id if marked.close else ids[inside[-1]]
+    closes = end == tokenizer.eos_token_id or end in tokenizer.added_tokens_decoder
+    return Wanted(text, max(inside[0], 1), end if closes else None)
 
 
 def _bytes_between(marked: Marked, start: int, end: int) -> int:

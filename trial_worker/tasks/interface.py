@@ -19,6 +19,18 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a language model is to write for a row. text: as the data has it. prompt: tokens of `Item.ids` before it.
+
+    end: the token that ends it, where training teaches one.
+    """
+
+    text: str
+    prompt: int
+    end: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One row, tokenised, its longest form: `Task.shorten` cuts it.
 
@@ -29,7 +41,7 @@ class Item:
     ends: (targets,) int64, bytes of the supervised text that are covered once this target is; None for a class.
     segments: (length,) int64, which text of a pair each token is of; None: all are of the first.
     centre, spread: of a target that is a number: what was taken off it, and what it was then divided by.
-    gold: what else the task compares answers with.
+    gold: what else the task compares answers with; of a language model a `Wanted`, or None.
     decoded: whether the targets are tokens of a decoder of their own.
     """
 

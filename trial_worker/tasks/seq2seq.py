@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trial_worker.tasks.interface import Item, Row, Scores, Task
+from trial_worker.tasks.interface import Item, Row, Scores, Task, Wanted
 from trial_worker.tasks.texts import language_tallies
 
 
@@ -62,5 +62,6 @@ def _item(ids: Sequence[int], target: str, tokenizer: PreTrainedTokenizerBase) -
         targets=torch.tensor(targets, dtype=torch.int64),
         size=covered[-1],
         ends=torch.tensor(covered, dtype=torch.int64),
+        gold=Wanted(target, len(ids), tokenizer.eos_token_id),
         decoded=True,
     )

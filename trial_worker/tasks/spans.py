@@ -28,12 +28,14 @@ class Marked:
 
     add_special: whether the tokenizer adds its own special tokens (a chat template has written them already).
     close: whether the end-of-sequence token follows and is supervised.
+    wanted: the data's own text of the last span, where something comes before it that asks for it; else None.
     """
 
     text: str
     spans: tuple[Span, ...]
     add_special: bool
     close: bool
+    wanted: str | None = None
 
 
 def mark(row: Row, tokenizer: PreTrainedTokenizerBase) -> Marked:
@@ -60,7 +62,7 @@ def _completion(prompt: str, completion: str) -> Marked:
     # (" yes" against "yes") in most vocabularies. A token across the border belongs to the completion.
     text = prompt + completion
     span = Span(len(prompt), len(text), len(prompt), len(text))
-    return Marked(text, (span,), add_special=True, close=True)
+    return Marked(text, (span,), add_special=True, close=True, wanted=completion)
 
 
 def _turns(messages: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> Marked:
@@ -88,7 +90,8 @@ def _turns(messages: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> Marke
         if at < 0:
             raise ValueError(f"the chat template changes the content of message {number}")
         spans.append(Span(len(before), len(until), at, at + len(content)))
-    return Marked(text, tuple(spans), add_special=False, close=False)
+    last = text[spans[-1].text_start : spans[-1].text_end] if spans else None
+    return Marked(text, tuple(spans), add_special=False, close=False, wanted=last)
 
 
 def _render(messages: Sequence[Any], tokenizer: PreTrainedTokenizerBase, *, prompt: bool) -> str:
