@@ -88,6 +88,7 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
     )
     model = models.pin(loaded.spec.model, loaded.folder)
     if model.origin == "hub":
+        _refuse_family(loaded, model)
         cautions = [*cautions, *reach.cautions(loaded.spec, loaded.folder, model)]
     prepared = Prepared(
         loaded=loaded,
@@ -101,9 +102,21 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:
-    found = models.check(loaded.spec.model, loaded.folder, loaded.document.file)
-    own = [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
-    return [*own, *augmentation.model_problems(loaded)]
+    found = models.check(loaded.spec.model, loaded.folder, loaded.document.file, wanted=loaded.spec.task)
+    return [*_of_model(loaded, found), *augmentation.model_problems(loaded)]
+
+
+def _of_model(loaded: LoadedStudy, found: list[Problem]) -> list[Problem]:
+    return [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+
+
+def _refuse_family(loaded: LoadedStudy, pin: ModelPin) -> None:
+    """Of a model of the hub, whose configuration has come with its pin."""
+    where = models.files(loaded.spec.model, loaded.folder, pin)
+    config = {} if where is None else models.json_object(where / "config.json")
+    found = models.family_problems(loaded.spec.model, config, loaded.spec.task, loaded.document.file)
+    if found:
+        raise BadInput(_of_model(loaded, found))
 
 
 def _model_cautions(loaded: LoadedStudy) -> list[str]:
