@@ -49,15 +49,21 @@ def check(file: Path, as_json: bool) -> None:
     from orchestrator import console, prepare, study_file
 
     loaded = study_file.load(file)
-    snapshot, cautions = prepare.check(loaded)
+    checked = prepare.check(loaded)
+    snapshot = checked.snapshot
     resolved = loaded.spec.model_dump(mode="json")
     if as_json:
-        rows = None if snapshot is None else snapshot.rows
-        report = {"spec": resolved, "origins": dict(loaded.origins), "rows": rows, "cautions": cautions}
+        report = {
+            "spec": resolved,
+            "origins": dict(loaded.origins),
+            "rows": None if snapshot is None else snapshot.rows,
+            "cautions": checked.cautions,
+            "findings": [finding.to_json() for finding in checked.findings],
+        }
         click.echo(json.dumps(report))
         return
     console.data().print(console.resolved(resolved, dict(loaded.origins)))
-    for caution in cautions:
+    for caution in checked.cautions:
         say(f"warning: {caution}")
     classes = f", {len(snapshot.classes)} classes" if snapshot and snapshot.classes else ""
     rows_here = f"{snapshot.rows} rows{classes}, " if snapshot else ""

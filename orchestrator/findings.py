@@ -47,3 +47,8 @@ def quoted(text: str) -> str:
 def counted(count: int, what: str = "row") -> str:
     """`1 row`, `2 rows`."""
     return f"{count:,} {what}" + "s" * (count != 1)
+
+
+def are(count: int) -> str:
+    """`is`, `are`."""
+    return "is" if count == 1 else "are"

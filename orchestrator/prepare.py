@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import augmentation, dataset, folds, forms, models, reach, readers, sizes, stores
+from orchestrator import augmentation, dataset, folds, forms, models, preflight, reach, readers, sizes, stores, tokens
 from orchestrator.augmentation import Pool
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
+from orchestrator.findings import Finding
 from orchestrator.folds import FoldPlan
 from orchestrator.study_file import LoadedStudy
+from orchestrator.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +25,26 @@ class Prepared:
     model: ModelPin
     writers: dict[str, WriterPin]  # models that write training rows, by name
     pool: Pool | None
+    tokens: Tokens  # of the rows
 
 
-def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
-    """Data and model, as far as can be checked without torch, database and network: (snapshot, cautions).
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A study without errors. snapshot: None of a dataset of the hub, which is fetched at launch."""
 
-    A dataset of the hub is not fetched: no snapshot then, and a caution.
+    snapshot: Snapshot | None
+    tokens: Tokens | None
+    findings: tuple[Finding, ...]  # about the rows
+    others: tuple[str, ...]  # cautions about all else
+
+    @property
+    def cautions(self) -> list[str]:
+        """All of them, in words."""
+        return [*map(str, self.findings), *self.others]
+
+
+def check(loaded: LoadedStudy) -> Checked:
+    """Data and model, as far as can be checked without torch, database and network.
 
     Raises:
         BadInput: with every problem found.
@@ -39,12 +55,15 @@ def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
         if problems:
             raise BadInput(problems)
         caution = f"{source.path!r} is a dataset of the hub: its rows are checked at launch"
-        return None, [caution, *_model_cautions(loaded)]
-    return read(loaded)
+        return Checked(snapshot=None, tokens=None, findings=(), others=(caution, *_model_cautions(loaded)))
+    snapshot = read(loaded)
+    counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed)
+    found = (*snapshot.findings, *preflight.findings(loaded.spec, snapshot, counted))
+    return Checked(snapshot=snapshot, tokens=counted, findings=found, others=tuple(_model_cautions(loaded)))
 
 
-def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
-    """The rows, frozen, and cautions about them; fetches a dataset of the hub. Raises BadInput like `check`."""
+def read(loaded: LoadedStudy) -> Snapshot:
+    """The rows, frozen; fetches a dataset of the hub. Raises BadInput like `check`."""
     wanted = loaded.spec
     problems = [*_model_problems(loaded), *_store_problems(loaded)]
     try:
@@ -55,16 +74,14 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
         raise
     problems += augmentation.problems(loaded, snapshot)
     augmentation.pool(wanted.data, loaded.folder)
-    errors, cautions = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
+    errors, _ = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
     if wanted.objective == "entity_f1" and not forms.are_bio(snapshot.classes):
         message = f"'entity_f1' needs tags O, B-TYPE and I-TYPE — got {', '.join(snapshot.classes[:5])}"
         problems.append(loaded.problem(("objective",), "objective", message))
     problems += [loaded.problem(("cross_validation", "folds"), "folds", message) for message in errors]
     if problems:
         raise BadInput(problems)
-    if not wanted.cross_validation.stratify:
-        cautions = []
-    return snapshot, [*snapshot.cautions, *cautions, *_model_cautions(loaded)]
+    return snapshot
 
 
 def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
@@ -72,7 +89,7 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
 
     The artifacts' store is used once, so that a study does not begin that could keep nothing.
     """
-    snapshot, cautions = read(loaded)
+    snapshot = read(loaded)
     wrong = stores.probe(stores.resolved(loaded.spec.artifacts.store, loaded.folder))
     if wrong:
         raise BadInput([_store_problem(loaded, wrong)])
@@ -89,7 +106,10 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
     model = models.pin(loaded.spec.model, loaded.folder)
     if model.origin == "hub":
         _refuse_family(loaded, model)
-        cautions = [*cautions, *reach.cautions(loaded.spec, loaded.folder, model)]
+    counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed, model)
+    found = [*snapshot.findings, *preflight.findings(loaded.spec, snapshot, counted)]
+    cautions = [*map(str, found), *models.cautions(loaded.spec.model)]
+    cautions += reach.cautions(loaded.spec, loaded.folder, model)
     prepared = Prepared(
         loaded=loaded,
         snapshot=snapshot,
@@ -97,6 +117,7 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         model=model,
         writers=augmentation.pins(loaded),
         pool=augmentation.pool(loaded.spec.data, loaded.folder),
+        tokens=counted,
     )
     return prepared, [*cautions, *_size_cautions(loaded)]
 
