@@ -193,6 +193,27 @@ def best(study: str, storage: str | None, as_json: bool) -> None:
 @cli.command()
 @click.argument("study")
 @storage_option
+@click.option("--n", "most", type=click.IntRange(min=1), default=20, show_default=True, help="Rows at most.")
+@json_option
+def suspects(study: str, storage: str | None, most: int, as_json: bool) -> None:
+    """Show rows that are probably labelled wrongly, by the best trials. Exit code 1 while nothing is complete."""
+    from orchestrator import console, suspecting, view
+
+    found = suspecting.find(open_engine(storage), study, most)
+    if as_json:
+        click.echo(json.dumps(found))
+    elif found is None:
+        say(f"study {study!r}: no trial is complete yet")
+    elif found["suspects"]:
+        console.data().print(view.suspects_table(found))
+    else:
+        say(f"study {study!r}: none of its {found['rows']} rows is suspect")
+    raise SystemExit(1 if found is None else 0)
+
+
+@cli.command()
+@click.argument("study")
+@storage_option
 def stop(study: str, storage: str | None) -> None:
     """Cancel what is open; finished folds are kept."""
     from orchestrator import control

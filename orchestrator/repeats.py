@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestrator import forms, near
-from orchestrator.contract import canonical
+from orchestrator import near
 from orchestrator.findings import Finding, counted, listed, quoted
 from orchestrator.near import Link
-from orchestrator.texts import fingerprint, said
+from orchestrator.texts import fingerprint, said, told
 
 MOST_CHARACTERS = 4_000_000  # of all texts, that are searched for near repeats unasked: a second or two
 EXAMPLES = 2
@@ -70,24 +69,18 @@ def _conflicts(rows: Rows, lines: Sequence[int], texts: Sequence[str], prints: S
     example: tuple[int, int] | None = None
     for number, text in enumerate(prints):
         other = first.setdefault(text, number)
-        if _told(rows[number]) != _told(rows[other]):
+        if told(rows[number]) != told(rows[other]):
             odd |= {number, other}
             example = example or (other, number)
     if example is not None:
         one, other = example
-        labels = " and ".join(_told(rows[number]) for number in example)
+        labels = " and ".join(told(rows[number]) for number in example)
         message = (
             f"equal texts have different labels, such as lines {lines[one]} and {lines[other]} "
             f"({quoted(texts[one])} is {labels}): no model can get all of them right"
         )
         where = listed(lines[number] for number in odd)
         yield Finding(kind="conflicts", count=len(odd), rows=where, message=message, advice="correct or remove them")
-
-
-def _told(row: Mapping[str, Any]) -> str:
-    """What the row is labelled with; empty in tasks that have no labels."""
-    told = [value for key, value in sorted(row.items()) if key in forms.TOLD and key != "group"]
-    return ", ".join(value if isinstance(value, str) else canonical(value) for value in told)
 
 
 def _unsearched(rows: int) -> Finding:

@@ -56,7 +56,7 @@ def test_rows_of_a_file_are_learnt_and_scored_by_every_metric_of_their_task(task
     (tmp_path / "study.yaml").write_text(
         study(task=task, data=f"{{path: rows.jsonl{named}}}", cross_validation="{folds: 3}"), encoding="utf-8"
     )
-    snapshot, _ = prepare.read(study_file.load(tmp_path / "study.yaml"))
+    snapshot = prepare.read(study_file.load(tmp_path / "study.yaml"))
     (tmp_path / "snapshot.jsonl").write_bytes(snapshot.content)
     plan = folds.plan(snapshot.rows, 3, labels=snapshot.strata, groups=snapshot.groups)
     pack = open_study(
