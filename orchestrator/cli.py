@@ -43,14 +43,19 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--probe", is_flag=True, help="Load the model, train a few steps, and forecast the study by that.")
 @json_option
-def check(file: Path, as_json: bool) -> None:
+def check(file: Path, probe: bool, as_json: bool) -> None:
     """Validate a study file and its data; print every setting and where it came from."""
     from orchestrator import console, prepare, study_file
 
     loaded = study_file.load(file)
     checked = prepare.check(loaded)
-    snapshot = checked.snapshot
+    snapshot, forecast, measured = checked.snapshot, checked.forecast, None
+    if probe:
+        from orchestrator import probing
+
+        measured, forecast = probing.probe(loaded, snapshot or prepare.read(loaded))
     resolved = loaded.spec.model_dump(mode="json")
     if as_json:
         report = {
@@ -59,12 +64,17 @@ def check(file: Path, as_json: bool) -> None:
             "rows": None if snapshot is None else snapshot.rows,
             "cautions": checked.cautions,
             "findings": [finding.to_json() for finding in checked.findings],
+            "forecast": forecast and forecast.to_json(),
+            "probe": measured and measured.to_json(),
         }
         click.echo(json.dumps(report))
         return
     console.data().print(console.resolved(resolved, dict(loaded.origins)))
     for caution in checked.cautions:
         say(f"warning: {caution}")
+    for line in (measured, forecast):
+        if line is not None:
+            say(str(line))
     classes = f", {len(snapshot.classes)} classes" if snapshot and snapshot.classes else ""
     rows_here = f"{snapshot.rows} rows{classes}, " if snapshot else ""
     say(f"{file} is a valid study: {rows_here}{loaded.spec.budget.trials} trials")
@@ -345,7 +355,7 @@ def launch_study(loaded: LoadedStudy, storage: str | None, *, anew: bool = False
     prepared, cautions = prepare(loaded)
     for caution in cautions:
         say(f"warning: {caution}")
-    from orchestrator import control  # only now: a wrong file is answered without them
+    from orchestrator import control, paces  # only now: a wrong file is answered without them
     from orchestrator import launch as launching
 
     engine = open_engine(storage)
@@ -361,6 +371,7 @@ def launch_study(loaded: LoadedStudy, storage: str | None, *, anew: bool = False
             f"study {launched.name!r} launched: {spec.budget.trials} trials x {len(prepared.plan.units)} folds "
             f"on {prepared.snapshot.rows} rows{hours}"
         )
+        say(str(paces.forecast_of(engine, prepared)))
     return engine, launched.name
 
 

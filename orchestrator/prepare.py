@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import augmentation, dataset, folds, forms, models, preflight, reach, readers, sizes, stores, tokens
+from orchestrator import (
+    augmentation,
+    dataset,
+    devices,
+    folds,
+    forecast,
+    forms,
+    models,
+    preflight,
+    reach,
+    readers,
+    sizes,
+    stores,
+    tokens,
+)
 from orchestrator.augmentation import Pool
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
 from orchestrator.findings import Finding
 from orchestrator.folds import FoldPlan
+from orchestrator.forecast import Forecast
 from orchestrator.study_file import LoadedStudy
 from orchestrator.tokens import Tokens
 
@@ -36,6 +51,7 @@ class Checked:
     tokens: Tokens | None
     findings: tuple[Finding, ...]  # about the rows
     others: tuple[str, ...]  # cautions about all else
+    forecast: Forecast | None
 
     @property
     def cautions(self) -> list[str]:
@@ -55,11 +71,26 @@ def check(loaded: LoadedStudy) -> Checked:
         if problems:
             raise BadInput(problems)
         caution = f"{source.path!r} is a dataset of the hub: its rows are checked at launch"
-        return Checked(snapshot=None, tokens=None, findings=(), others=(caution, *_model_cautions(loaded)))
+        others = (caution, *_model_cautions(loaded))
+        return Checked(snapshot=None, tokens=None, findings=(), others=others, forecast=None)
     snapshot = read(loaded)
     counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed)
     found = (*snapshot.findings, *preflight.findings(loaded.spec, snapshot, counted))
-    return Checked(snapshot=snapshot, tokens=counted, findings=found, others=tuple(_model_cautions(loaded)))
+    return Checked(
+        snapshot=snapshot,
+        tokens=counted,
+        findings=found,
+        others=tuple(_model_cautions(loaded)),
+        forecast=expected(loaded, snapshot, counted),
+    )
+
+
+def expected(loaded: LoadedStudy, snapshot: Snapshot, counted: Tokens, pin: ModelPin | None = None) -> Forecast:
+    """What the study will cost on this machine, by sizes alone. pin: of a model of the hub."""
+    where = models.files(loaded.spec.model, loaded.folder, pin)
+    size = None if where is None else sizes.model_size(where)
+    kind = devices.chosen_devices("auto")[0].kind
+    return forecast.by_formula(loaded.spec, snapshot.rows, counted, size, kind, devices.default_workers("auto"))
 
 
 def read(loaded: LoadedStudy) -> Snapshot:
