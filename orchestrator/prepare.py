@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 
 from orchestrator import (
@@ -89,8 +90,11 @@ def expected(loaded: LoadedStudy, snapshot: Snapshot, counted: Tokens, pin: Mode
     """What the study will cost on this machine, by sizes alone. pin: of a model of the hub."""
     where = models.files(loaded.spec.model, loaded.folder, pin)
     size = None if where is None else sizes.model_size(where)
-    kind = devices.chosen_devices("auto")[0].kind
-    return forecast.by_formula(loaded.spec, snapshot.rows, counted, size, kind, devices.default_workers("auto"))
+    try:
+        kind, workers = devices.chosen_devices("auto")[0].kind, devices.default_workers("auto")
+    except subprocess.TimeoutExpired:  # a driver that hangs is the worker's to report
+        kind, workers = "cuda", 1
+    return forecast.by_formula(loaded.spec, snapshot.rows, counted, size, kind, workers)
 
 
 def read(loaded: LoadedStudy) -> Snapshot:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import models
 from orchestrator.contract import ModelPin
 from orchestrator.spec import StudySpec
+from orchestrator.texts import shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 FILE = "tokenizer.json"
 BYTES_A_TOKEN = 4  # of UTF-8, where nothing better is known: English words, or one sign of Chinese with a bit over
 TURN = 5  # tokens that a chat template writes around a turn, about
-MOST_BYTES = 4_000_000  # of text that are tokenised: a second or two; of more every n-th row stands for the others
+MOST_BYTES = 600_000  # of text that are tokenised: half a second; of more every n-th row stands for the others
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def count(spec: StudySpec, folder: Path, rows: Sequence[Mapping[str, Any]], pin:
 
 def _sample(rows: Sequence[Mapping[str, Any]]) -> Sequence[int]:
     """Numbers of all rows, or of every n-th."""
-    size = sum(len(value) for row in rows for value in row.values() if isinstance(value, str))
-    return range(0, len(rows), 1 + size // MOST_BYTES)
+    size = sum(len(shown(row)) for row in rows)
+    return range(0, len(rows), max(1, -(-size // MOST_BYTES)))
 
 
 def _row(row: Mapping[str, Any], task: str, tokenizer: Tokenizer | None) -> tuple[int, int, int]:
