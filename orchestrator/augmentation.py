@@ -55,7 +55,7 @@ def model_problems(loaded: LoadedStudy) -> list[Problem]:
     return [
         loaded.problem(("augmentation", name, "path"), found.code, found.message, found.help)
         for name, each in loaded.spec.augmentation.writers.items()
-        for found in models.check(each.model, loaded.folder, loaded.document.file)
+        for found in models.check(each.model, loaded.folder, loaded.document.file, wanted=name)
     ]
 
 

@@ -43,22 +43,38 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--probe", is_flag=True, help="Load the model, train a few steps, and forecast the study by that.")
 @json_option
-def check(file: Path, as_json: bool) -> None:
+def check(file: Path, probe: bool, as_json: bool) -> None:
     """Validate a study file and its data; print every setting and where it came from."""
     from orchestrator import console, prepare, study_file
 
     loaded = study_file.load(file)
-    snapshot, cautions = prepare.check(loaded)
+    checked = prepare.check(loaded)
+    snapshot, forecast, measured = checked.snapshot, checked.forecast, None
+    if probe:
+        from orchestrator import probing
+
+        measured, forecast = probing.probe(loaded, snapshot or prepare.read(loaded))
     resolved = loaded.spec.model_dump(mode="json")
     if as_json:
-        rows = None if snapshot is None else snapshot.rows
-        report = {"spec": resolved, "origins": dict(loaded.origins), "rows": rows, "cautions": cautions}
+        report = {
+            "spec": resolved,
+            "origins": dict(loaded.origins),
+            "rows": None if snapshot is None else snapshot.rows,
+            "cautions": checked.cautions,
+            "findings": [finding.to_json() for finding in checked.findings],
+            "forecast": forecast and forecast.to_json(),
+            "probe": measured and measured.to_json(),
+        }
         click.echo(json.dumps(report))
         return
     console.data().print(console.resolved(resolved, dict(loaded.origins)))
-    for caution in cautions:
+    for caution in checked.cautions:
         say(f"warning: {caution}")
+    for line in (measured, forecast):
+        if line is not None:
+            say(str(line))
     classes = f", {len(snapshot.classes)} classes" if snapshot and snapshot.classes else ""
     rows_here = f"{snapshot.rows} rows{classes}, " if snapshot else ""
     say(f"{file} is a valid study: {rows_here}{loaded.spec.budget.trials} trials")
@@ -185,6 +201,27 @@ def best(study: str, storage: str | None, as_json: bool) -> None:
     else:
         say(f"study {study!r}: no trial is complete yet")
     raise SystemExit(0 if found is not None else 1)
+
+
+@cli.command()
+@click.argument("study")
+@storage_option
+@click.option("--n", "most", type=click.IntRange(min=1), default=20, show_default=True, help="Rows at most.")
+@json_option
+def suspects(study: str, storage: str | None, most: int, as_json: bool) -> None:
+    """Show rows that are probably labelled wrongly, by the best trials. Exit code 1 while nothing is complete."""
+    from orchestrator import console, suspecting, view
+
+    found = suspecting.find(open_engine(storage), study, most)
+    if as_json:
+        click.echo(json.dumps(found))
+    elif found is None:
+        say(f"study {study!r}: no trial is complete yet")
+    elif found["suspects"]:
+        console.data().print(view.suspects_table(found))
+    else:
+        say(f"study {study!r}: none of its {found['rows']} rows is suspect")
+    raise SystemExit(1 if found is None else 0)
 
 
 @cli.command()
@@ -321,7 +358,7 @@ def launch_study(loaded: LoadedStudy, storage: str | None, *, anew: bool = False
     prepared, cautions = prepare(loaded)
     for caution in cautions:
         say(f"warning: {caution}")
-    from orchestrator import control  # only now: a wrong file is answered without them
+    from orchestrator import control, paces  # only now: a wrong file is answered without them
     from orchestrator import launch as launching
 
     engine = open_engine(storage)
@@ -337,6 +374,7 @@ def launch_study(loaded: LoadedStudy, storage: str | None, *, anew: bool = False
             f"study {launched.name!r} launched: {spec.budget.trials} trials x {len(prepared.plan.units)} folds "
             f"on {prepared.snapshot.rows} rows{hours}"
         )
+        say(str(paces.forecast_of(engine, prepared)))
     return engine, launched.name
 
 

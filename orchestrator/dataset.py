@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import forms, hyperparameters, readers, row_joins, row_values, strata
+from orchestrator import forms, hyperparameters, readers, repeats, row_joins, row_values, strata
 from orchestrator.contract import canonical
 from orchestrator.errors import BAD_DATA, BadInput, Problem
+from orchestrator.findings import Finding
 from orchestrator.readers import Row
-from orchestrator.spec import DataSource
-from orchestrator.texts import fingerprint
+from orchestrator.spec import AUTO, DataSource
 
 SHOWN = 5  # problems of one kind that are listed one by one
 KINDS = {"must": "type", "is": "empty", "holds": "text", "has": "messages"}  # a finding's first word -> its kind
@@ -38,7 +39,18 @@ class Snapshot:
     classes: tuple[str, ...]  # names in logit order; empty without classes
     strata: tuple[str, ...] | None  # of every row, its kind: each fold gets its share of every kind
     groups: tuple[str, ...] | None  # rows that must stay together; None: every row by itself
-    cautions: tuple[str, ...]
+    lines: tuple[int, ...]  # where each row stands in the file, see `readers.Row`
+    findings: tuple[Finding, ...]  # about rows that repeat others
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """The findings in words."""
+        return tuple(str(finding) for finding in self.findings)
+
+    @property
+    def parsed(self) -> list[dict[str, Any]]:
+        """The rows themselves."""
+        return [json.loads(line) for line in self.content.split(b"\n") if line]
 
 
 def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot:
@@ -47,20 +59,10 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
     Raises:
         BadInput: with the first problems of each kind (exit code 65).
     """
-    file = source.path
-    raw = readers.read(source, folder)
-    if not raw:
-        raise BadInput([Problem(code="data", message="no rows", file=file)], code=BAD_DATA)
-    columns = {**_columns(source, task, raw, file), **({"group": source.group} if source.group else {})}
-    rows, problems = _canonical_rows(raw, columns, file)
-    if not problems and (wrong := forms.too_few(task, rows)):
-        problems = [Problem(code="data-classes", message=wrong, file=file)]
-    if problems:
-        raise BadInput(_shorten(problems), code=BAD_DATA)
-    rows = _limit(rows, source.limit, seed)
+    rows, lines = _read(source, task, folder, seed)
     labels = tuple(row["label"] for row in rows) if task == "classification" else None
-    groups, cautions = _groups(rows, labels)
-    content = "".join(canonical(row) + "\n" for row in rows).encode()
+    groups, findings = repeats.find(rows, lines, auto=source.group == AUTO)
+    content = _jsonl(rows)
     return Snapshot(
         content=content,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -69,8 +71,44 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
         classes=forms.classes(task, rows),
         strata=strata.strata(task, rows),
         groups=groups,
-        cautions=cautions,
+        lines=tuple(lines),
+        findings=findings,
     )
+
+
+def content(source: DataSource, task: str, folder: Path, seed: int) -> bytes:
+    """The rows alone, as `Snapshot` has them. Raises like `snapshot`."""
+    return _jsonl(_read(source, task, folder, seed)[0])
+
+
+def _read(source: DataSource, task: str, folder: Path, seed: int) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows that the study uses, and where each stands in the file."""
+    file = source.path
+    raw = readers.read(source, folder)
+    if not raw:
+        raise BadInput([Problem(code="data", message="no rows", file=file)], code=BAD_DATA)
+    rows, problems = _canonical_rows(raw, _columns(source, task, raw, file) | _group(source, raw, file), file)
+    if not problems and (wrong := forms.too_few(task, rows)):
+        problems = [Problem(code="data-classes", message=wrong, file=file)]
+    if problems:
+        raise BadInput(_shorten(problems), code=BAD_DATA)
+    chosen = _limit(rows, source.limit, seed)
+    return [rows[index] for index in chosen], [raw[index].line for index in chosen]
+
+
+def _jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(canonical(row) + "\n" for row in rows).encode()
+
+
+def _group(source: DataSource, raw: Sequence[Row], file: str) -> dict[str, str]:
+    """The column of groups, if there is one; `auto` is none."""
+    if source.group != AUTO:
+        return {"group": source.group} if source.group else {}
+    if any(AUTO in row.values for row in raw):
+        message = "`data: {group: auto}` keeps nearly equal rows together, and here is a column named 'auto'"
+        problem = Problem(code="data-group", message=message, help="give the column another name", file=file)
+        raise BadInput([problem], code=BAD_DATA)
+    return {}
 
 
 def texts(source: DataSource, folder: Path) -> tuple[bytes, int]:
@@ -85,7 +123,7 @@ def texts(source: DataSource, folder: Path) -> tuple[bytes, int]:
     rows, problems = _canonical_rows(raw, {"text": source.text or "text"}, source.path)
     if problems:
         raise BadInput(_shorten(problems), code=BAD_DATA)
-    return "".join(canonical(row) + "\n" for row in rows).encode(), len(rows)
+    return _jsonl(rows), len(rows)
 
 
 def _columns(source: DataSource, task: str, raw: Sequence[Row], file: str) -> dict[str, str]:
@@ -194,10 +232,10 @@ def _shorten(problems: Sequence[Problem]) -> list[Problem]:
     return shown
 
 
-def _limit(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
-    """At most `limit` rows in their order; with labels, an even share of each class first."""
+def _limit(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[int]:
+    """Numbers of at most `limit` rows, in their order; with labels, an even share of each class first."""
     if limit is None or limit >= len(rows):
-        return rows
+        return list(range(len(rows)))
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     turn: Counter[Any] = Counter()
@@ -206,44 +244,4 @@ def _limit(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dic
         label = str(rows[index].get("label") or rows[index].get("labels"))
         ranks.append((turn[label], index))
         turn[label] += 1
-    chosen = sorted(index for _, index in sorted(ranks, key=lambda rank: rank[0])[:limit])
-    return [rows[index] for index in chosen]
-
-
-def _groups(
-    rows: Sequence[Mapping[str, Any]], labels: Sequence[str] | None
-) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Rows that must stay in one fold: the user's groups, and equal texts, joined where they touch."""
-    texts = [fingerprint(row) for row in rows]
-    repeated = [count for count in Counter(texts).values() if count > 1]
-    cautions = []
-    if repeated:
-        cautions.append(
-            f"{sum(repeated)} rows repeat another row's text and would leak between folds; each set stays in one fold"
-        )
-        if labels is not None and len(set(zip(texts, labels, strict=True))) > len(set(texts)):
-            cautions.append("some equal texts have different labels: no model can get all of them right")
-    if not repeated and not any("group" in row for row in rows):
-        return None, tuple(cautions)
-    groups = (f"group {row['group']}" if "group" in row else None for row in rows)
-    keys = [(group, f"text {said}") for group, said in zip(groups, texts, strict=True)]
-    return _components(keys), tuple(cautions)
-
-
-def _components(keys: Sequence[Iterable[str | None]]) -> tuple[str, ...]:
-    """A name for each row such that rows sharing any key share the name (union-find)."""
-    parent: dict[str, str] = {}
-
-    def find(key: str) -> str:
-        while parent.setdefault(key, key) != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    firsts = []
-    for row_keys in keys:
-        present = [key for key in row_keys if key is not None]
-        for other in present[1:]:
-            parent[find(other)] = find(present[0])
-        firsts.append(present[0])
-    return tuple(find(first) for first in firsts)
+    return sorted(index for _, index in sorted(ranks, key=lambda rank: rank[0])[:limit])

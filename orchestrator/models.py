@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator import families
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.errors import BAD_DATA, USAGE, BadInput, FoldtuneError, Problem
 from orchestrator.spec import ModelSource, WriterSource
@@ -45,8 +47,11 @@ def local_folder(path: str, folder: Path) -> Path:
     return Path(next(iter(found.submodule_search_locations))) / inner
 
 
-def check(source: ModelSource, folder: Path, file: str) -> list[Problem]:
-    """What is wrong with a model source, as far as can be said without a network."""
+def check(source: ModelSource, folder: Path, file: str, *, wanted: str | None = None) -> list[Problem]:
+    """What is wrong with a model source, as far as can be said without a network.
+
+    wanted: what it is for, see `families.problem`; None: not asked.
+    """
     if origin(source.path, folder) == "hub":
         return []
     try:
@@ -74,7 +79,16 @@ def check(source: ModelSource, folder: Path, file: str) -> list[Problem]:
     for shard in sorted({str(name) for name in shards.values()} if isinstance(shards, dict) else ()):
         if Path(shard).name != shard or not (where / shard).is_file():
             problems.append(f"model {source.path!r}: its index names the shard {shard!r}, which is not in its folder")
-    return [Problem(code="model", message=message, file=file) for message in problems]
+    if problems or wanted is None:
+        return [Problem(code="model", message=message, file=file) for message in problems]
+    return family_problems(source, json_object(where / "config.json"), wanted, file)
+
+
+def family_problems(source: ModelSource, config: Mapping[str, Any], wanted: str, file: str) -> list[Problem]:
+    """Whether the model is of another family than the task needs."""
+    wrong = families.problem(wanted, config)
+    message = f"model {source.path!r}: {wrong}"
+    return [Problem(code="model", message=message, help=families.help_for(wanted, config), file=file)] if wrong else []
 
 
 def cautions(source: ModelSource) -> list[str]:

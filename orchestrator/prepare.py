@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 
 from orchestrator import (
     augmentation,
     dataset,
+    devices,
     folds,
+    forecast,
     forms,
     generation_checks,
     models,
+    preflight,
     reach,
     readers,
     sizes,
     stopping,
     stores,
+    tokens,
 )
 from orchestrator.augmentation import Pool
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
 from orchestrator.errors import BadInput, Problem
+from orchestrator.findings import Finding
 from orchestrator.folds import FoldPlan
+from orchestrator.forecast import Forecast
 from orchestrator.study_file import LoadedStudy
+from orchestrator.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +43,27 @@ class Prepared:
     model: ModelPin
     writers: dict[str, WriterPin]  # models that write training rows, by name
     pool: Pool | None
+    tokens: Tokens  # of the rows
 
 
-def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
-    """Data and model, as far as can be checked without torch, database and network: (snapshot, cautions).
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A study without errors. snapshot: None of a dataset of the hub, which is fetched at launch."""
 
-    A dataset of the hub is not fetched: no snapshot then, and a caution.
+    snapshot: Snapshot | None
+    tokens: Tokens | None
+    findings: tuple[Finding, ...]  # about the rows
+    others: tuple[str, ...]  # cautions about all else
+    forecast: Forecast | None
+
+    @property
+    def cautions(self) -> list[str]:
+        """All of them, in words."""
+        return [*map(str, self.findings), *self.others]
+
+
+def check(loaded: LoadedStudy) -> Checked:
+    """Data and model, as far as can be checked without torch, database and network.
 
     Raises:
         BadInput: with every problem found.
@@ -51,12 +74,33 @@ def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
         if problems:
             raise BadInput(problems)
         caution = f"{source.path!r} is a dataset of the hub: its rows are checked at launch"
-        return None, [caution, *_model_cautions(loaded)]
-    return read(loaded)
+        others = (caution, *_model_cautions(loaded))
+        return Checked(snapshot=None, tokens=None, findings=(), others=others, forecast=None)
+    snapshot = read(loaded)
+    counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed)
+    found = (*snapshot.findings, *preflight.findings(loaded.spec, snapshot, counted))
+    return Checked(
+        snapshot=snapshot,
+        tokens=counted,
+        findings=found,
+        others=tuple(_model_cautions(loaded)),
+        forecast=expected(loaded, snapshot, counted),
+    )
 
 
-def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
-    """The rows, frozen, and cautions about them; fetches a dataset of the hub. Raises BadInput like `check`."""
+def expected(loaded: LoadedStudy, snapshot: Snapshot, counted: Tokens, pin: ModelPin | None = None) -> Forecast:
+    """What the study will cost on this machine, by sizes alone. pin: of a model of the hub."""
+    where = models.files(loaded.spec.model, loaded.folder, pin)
+    size = None if where is None else sizes.model_size(where)
+    try:
+        kind, workers = devices.chosen_devices("auto")[0].kind, devices.default_workers("auto")
+    except subprocess.TimeoutExpired:  # a driver that hangs is the worker's to report
+        kind, workers = "cuda", 1
+    return forecast.by_formula(loaded.spec, snapshot.rows, counted, size, kind, workers)
+
+
+def read(loaded: LoadedStudy) -> Snapshot:
+    """The rows, frozen; fetches a dataset of the hub. Raises BadInput like `check`."""
     wanted = loaded.spec
     problems = [*_model_problems(loaded), *_store_problems(loaded)]
     try:
@@ -67,7 +111,7 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
         raise
     problems += [*augmentation.problems(loaded, snapshot), *generation_checks.problems(loaded, snapshot)]
     augmentation.pool(wanted.data, loaded.folder)
-    errors, cautions = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
+    errors, _ = folds.problems(snapshot.rows, wanted.cross_validation.folds, snapshot.labels, snapshot.groups)
     if wanted.objective == "entity_f1" and not forms.are_bio(snapshot.classes):
         message = f"'entity_f1' needs tags O, B-TYPE and I-TYPE — got {', '.join(snapshot.classes[:5])}"
         problems.append(loaded.problem(("objective",), "objective", message))
@@ -75,9 +119,7 @@ def read(loaded: LoadedStudy) -> tuple[Snapshot, list[str]]:
     problems += _stopping_problems(loaded, snapshot.rows)
     if problems:
         raise BadInput(problems)
-    if not wanted.cross_validation.stratify:
-        cautions = []
-    return snapshot, [*snapshot.cautions, *cautions, *_model_cautions(loaded)]
+    return snapshot
 
 
 def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
@@ -85,7 +127,7 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
 
     The artifacts' store is used once, so that a study does not begin that could keep nothing.
     """
-    snapshot, cautions = read(loaded)
+    snapshot = read(loaded)
     wrong = stores.probe(stores.resolved(loaded.spec.artifacts.store, loaded.folder))
     if wrong:
         raise BadInput([_store_problem(loaded, wrong)])
@@ -101,7 +143,11 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
     )
     model = models.pin(loaded.spec.model, loaded.folder)
     if model.origin == "hub":
-        cautions = [*cautions, *reach.cautions(loaded.spec, loaded.folder, model)]
+        _refuse_family(loaded, model)
+    counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed, model)
+    found = [*snapshot.findings, *preflight.findings(loaded.spec, snapshot, counted)]
+    cautions = [*map(str, found), *models.cautions(loaded.spec.model)]
+    cautions += reach.cautions(loaded.spec, loaded.folder, model)
     prepared = Prepared(
         loaded=loaded,
         snapshot=snapshot,
@@ -109,6 +155,7 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         model=model,
         writers=augmentation.pins(loaded),
         pool=augmentation.pool(loaded.spec.data, loaded.folder),
+        tokens=counted,
     )
     return prepared, [*cautions, *_size_cautions(loaded)]
 
@@ -129,9 +176,21 @@ def _stopping_problems(loaded: LoadedStudy, rows: int) -> list[Problem]:
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:
-    found = models.check(loaded.spec.model, loaded.folder, loaded.document.file)
-    own = [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
-    return [*own, *augmentation.model_problems(loaded)]
+    found = models.check(loaded.spec.model, loaded.folder, loaded.document.file, wanted=loaded.spec.task)
+    return [*_of_model(loaded, found), *augmentation.model_problems(loaded)]
+
+
+def _of_model(loaded: LoadedStudy, found: list[Problem]) -> list[Problem]:
+    return [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+
+
+def _refuse_family(loaded: LoadedStudy, pin: ModelPin) -> None:
+    """Of a model of the hub, whose configuration has come with its pin."""
+    where = models.files(loaded.spec.model, loaded.folder, pin)
+    config = {} if where is None else models.json_object(where / "config.json")
+    found = models.family_problems(loaded.spec.model, config, loaded.spec.task, loaded.document.file)
+    if found:
+        raise BadInput(_of_model(loaded, found))
 
 
 def _model_cautions(loaded: LoadedStudy) -> list[str]:

@@ -10,7 +10,7 @@ import click
 from rich.live import Live
 from sqlalchemy import Engine
 
-from orchestrator import console, reading, view, words
+from orchestrator import console, devices, reading, view, words
 from orchestrator.database.home import locate
 from orchestrator.errors import UNAVAILABLE, FoldtuneError
 from orchestrator.launchers import local
@@ -24,7 +24,7 @@ def run(engine: Engine, name: str, *, workers: int | None, device: str, as_json:
     """Train a launched study with workers of this machine and print the winner; the exit code."""
     seen = reading.view(engine, name)
     if seen.record.state == "open":
-        count = workers or local.default_workers(device)
+        count = workers or devices.default_workers(device)
         click.echo(f"starting {count} worker{'s' if count > 1 else ''} on this machine", err=True)
         for ending in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal must not leave the workers behind
             signal.signal(ending, signal.default_int_handler)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from orchestrator.contract import Settings
 from orchestrator.spec import StudySpec
 
 MOST_HEADER = 100 * 2**20  # bytes; what safetensors itself allows
-EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")  # all-linear leaves them alone
+EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "shared")  # all-linear leaves them alone
 PARTS = 3  # each weight, and AdamW's two moments; with patience that of the best epoch too
 FLOAT32 = 4
 
@@ -29,6 +32,37 @@ def resume_state(spec: StudySpec, folder: Path) -> int | None:
     layers = adapted(shapes, spec.training["target_modules"])
     parts = PARTS + (max(spec.extremes("patience")) > 0)
     return parts * FLOAT32 * (parameters(layers, most_rank(spec)) + _head(spec, shapes)) if layers else None
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """layers: parameters of all that is multiplied for each token. embeddings: of the tables of tokens and positions.
+
+    bytes: of the files. count: of layers. hidden: features of a token between them.
+    """
+
+    layers: int
+    embeddings: int
+    bytes: int
+    count: int
+    hidden: int
+
+
+def model_size(where: Path) -> ModelSize | None:
+    """Of a model's files; None where they are not there, or no safetensors."""
+    files = sorted(where.glob("*.safetensors"))
+    try:
+        shapes = {name: shape for file in files for name, shape in header(file).items()}
+        total = sum(file.stat().st_size for file in files)
+    except (OSError, ValueError, RecursionError):
+        return None
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    tables = [shape for name, shape in matrices.items() if any(part in name for part in EMBEDDINGS)]
+    if not matrices or not tables:
+        return None
+    inner = sum(math.prod(shape) for name, shape in matrices.items() if not any(part in name for part in EMBEDDINGS))
+    layers = len({found.group() for name in shapes if (found := re.match(r".*?\.\d+\.", name))})
+    return ModelSize(inner, sum(math.prod(shape) for shape in tables), total, max(1, layers), max(t[1] for t in tables))
 
 
 def header(file: Path) -> dict[str, tuple[int, ...]]:

@@ -27,6 +27,26 @@ def fetch(engine: Engine, record: StudyRecord, folder: Path) -> Path:
     return _fetch(engine, record, record.snapshot, folder)
 
 
+def content(engine: Engine, record: StudyRecord, sha256: str) -> bytes:
+    """Rows with this sha256, of a study's snapshot or pool, from the database or read anew. Raises like `fetch`."""
+    with transaction(engine) as connection:
+        row = connection.execute(
+            text("SELECT content FROM snapshot WHERE sha256 = :sha256"), {"sha256": sha256}
+        ).one_or_none()
+    if row is None:
+        raise queries.NoStudy("the study was deleted meanwhile", code=USAGE)
+    packed = row.content
+    found = _reread(record, sha256) if packed is None else zlib.decompress(packed)
+    if durable.sha256(found) != sha256:
+        file = record.spec.data.path if sha256 == record.snapshot else record.spec.data.pool
+        raise FoldtuneError(
+            f"{file} changed since the study began (was {sha256[:12]}, is {durable.sha256(found)[:12]})",
+            help="start a new study for the new rows",
+            code=BAD_DATA,
+        )
+    return found
+
+
 def place(folder: Path, sha256: str) -> Path:
     """Where rows with this sha256 are."""
     return folder / f"{sha256}.jsonl"
@@ -36,23 +56,9 @@ def _fetch(engine: Engine, record: StudyRecord, sha256: str, folder: Path) -> Pa
     path = place(folder, sha256)
     if path.exists() and durable.sha256(path.read_bytes()) == sha256:
         return path
-    with transaction(engine) as connection:
-        row = connection.execute(
-            text("SELECT content FROM snapshot WHERE sha256 = :sha256"), {"sha256": sha256}
-        ).one_or_none()
-    if row is None:
-        raise queries.NoStudy("the study was deleted meanwhile", code=USAGE)
-    packed = row.content
-    content = _reread(record, sha256) if packed is None else zlib.decompress(packed)
-    if durable.sha256(content) != sha256:
-        file = record.spec.data.path if sha256 == record.snapshot else record.spec.data.pool
-        raise FoldtuneError(
-            f"{file} changed since the study began (was {sha256[:12]}, is {durable.sha256(content)[:12]})",
-            help="start a new study for the new rows",
-            code=BAD_DATA,
-        )
+    rows = content(engine, record, sha256)
     try:
-        _write(path, content)
+        _write(path, rows)
     except OSError as error:
         raise FoldtuneError(
             f"the study's rows cannot be written to {folder}: {error.strerror}",
@@ -67,7 +73,7 @@ def _reread(record: StudyRecord, sha256: str) -> bytes:
     if sha256 != record.snapshot:
         pool = augmentation.pool(spec.data, Path(record.folder))
         return pool.content if pool else b""
-    return dataset.snapshot(spec.data, spec.task, Path(record.folder), spec.seed).content
+    return dataset.content(spec.data, spec.task, Path(record.folder), spec.seed)
 
 
 def _write(path: Path, content: bytes) -> None:

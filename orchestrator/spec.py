@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from orchestrator import baselines, hyperparameters, objective, space
 from orchestrator.contract import canonical, digest
 
+AUTO = "auto"  # as data.group
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -72,7 +73,10 @@ class DataSource(_Section):
         None, min_length=1, description="column of the answer's first character, from 0; default answer_start"
     )
     group: str | None = Field(
-        None, min_length=1, description="rows with the same value never stand on both sides of a fold"
+        None,
+        min_length=1,
+        description="column: rows with the same value never stand on both sides of a fold; or auto: rows that are "
+        "nearly equal never do",
     )
     limit: int | None = Field(None, ge=4, description="use at most this many rows, drawn by the study's seed")
     pool: str | None = Field(

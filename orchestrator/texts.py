@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator import forms
-from orchestrator.contract import digest
+from orchestrator.contract import canonical, digest
 
 
 def fingerprint(row: Mapping[str, Any]) -> str:
@@ -22,3 +22,30 @@ def folded(value: Any) -> Any:
     if isinstance(value, list):
         return [folded(item) for item in value]
     return {key: folded(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def said(row: Mapping[str, Any]) -> str:
+    """All that a model is shown of a row, and all it is to write, as one folded text; no labels, no roles."""
+    return str(folded(shown(row)))
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """The same as it was written."""
+    return " ".join(part for key, value in row.items() if key not in forms.TOLD for part in _parts(value))
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """What a row is labelled with; empty in tasks that have no labels."""
+    values = [value for key, value in sorted(row.items()) if key in forms.TOLD and key != "group"]
+    return ", ".join(value if isinstance(value, str) else canonical(value) for value in values)
+
+
+def _parts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _parts(item)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _parts(inner) if key != "role" else ()

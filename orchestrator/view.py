@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from orchestrator import baselines, learnt, objective, reading, words
 from orchestrator.console import short
+from orchestrator.errors import printable
 from orchestrator.reading import View
 from orchestrator.records import TrialRecord
 
@@ -236,6 +237,26 @@ def list_table(rows: Sequence[dict[str, Any]]) -> Table:
         cells = [row["study"], row["state"], f"{trials['used']} of {trials['total']}", f"{hours['used']:.2f}{total}"]
         table.add_row(*[escape(cell) for cell in cells], best or "–")
     return table
+
+
+def suspects_table(found: Mapping[str, Any]) -> Table:
+    """`foldtune suspects`."""
+    by = f"by trials {', '.join(found['trials'])}, none of which was trained on the row"
+    title = f"{escape(found['study'])}: {found['count']} of {found['rows']} rows are suspect, {by}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2), header_style="dim")
+    classes = found["judged_by"] == "classes"
+    for heading in ("row", "loss", "label", *(["models say"] if classes else []), "text"):
+        table.add_column(heading, justify="right" if heading in ("row", "loss") else "left")
+    for each in found["suspects"]:
+        cells = [str(each["row"]), words.number(each["loss"]), _likely(each["label"], each["probability"])]
+        cells += [_likely(each["models_say"], each["models_probability"])] if classes else []
+        table.add_row(*cells, escape(printable(each["text"][:80])))
+    return table
+
+
+def _likely(label: str | None, probability: float | None) -> str:
+    named = escape(short(label)[:40])
+    return named if probability is None else f"{named} {probability:.0%}"
 
 
 def _duration(seconds: float) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,54 +12,8 @@ from sqlalchemy import Connection, Engine, text
 import foldtune
 from orchestrator import lifecycle
 from orchestrator.database.engine import transaction
-from orchestrator.errors import UNAVAILABLE, USAGE, FoldtuneError
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a trainer trains on."""
-
-    name: str  # "cpu", or "cuda:N" with N as the machine counts
-    id: str | None = None  # a GPU's UUID; None: not exclusive
-
-
-def devices() -> list[Device]:
-    """The GPUs of this machine that CUDA_VISIBLE_DEVICES allows; without any, the CPU. Loads no torch."""
-    if shutil.which("nvidia-smi") is None:
-        return [Device("cpu")]
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    found = [line.split(", ") for line in listed.stdout.splitlines() if ", " in line]
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [
-        Device(f"cuda:{index}", uuid)
-        for index, uuid in found
-        if allowed is None or index in allowed.split(",") or uuid in allowed.split(",")
-    ]
-    return gpus or [Device("cpu")]
-
-
-def chosen_devices(wanted: str) -> list[Device]:
-    """The devices that `--device` means: auto, cpu, or cuda:N.
-
-    Raises:
-        FoldtuneError: no such device here.
-    """
-    if wanted == "cpu":
-        return [Device("cpu")]
-    found = devices()
-    if wanted == "auto":
-        return found
-    named = [device for device in found if device.name == wanted]
-    if not named:
-        have = ", ".join(device.name for device in found)
-        raise FoldtuneError(f"no device {wanted!r} here; there is {have}", help="use --device cpu", code=USAGE)
-    return named
+from orchestrator.devices import Device
+from orchestrator.errors import UNAVAILABLE, FoldtuneError
 
 
 def register(engine: Engine, candidates: Sequence[Device], *, name: str | None = None) -> tuple[int, Device]:

@@ -15,8 +15,8 @@ from typing import Any
 from sqlalchemy import Engine
 
 from orchestrator.contract import Checkpoint, EpochDone, Outcome, UnitEnded
+from orchestrator.devices import Device
 from orchestrator.records import Lease, StudyRecord
-from orchestrator.workers import Device
 from trial_worker.line import Line
 from trial_worker.spool import Delivery, Spool
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from orchestrator import lifecycle, queries, workers
+from orchestrator import devices, lifecycle, queries, workers
 from orchestrator.database.engine import connect, storage_url, transaction
 from orchestrator.database.home import locate
 from orchestrator.errors import BUG, CANNOT_WRITE, FoldtuneError
@@ -92,7 +92,7 @@ def _work(options: argparse.Namespace) -> int:
 def open_desk(options: argparse.Namespace) -> Desk:
     """Connect, register as a worker, claim a device, make the spool."""
     url, line = storage_url(None), Line(say)
-    candidates = workers.chosen_devices(options.device)
+    candidates = devices.chosen_devices(options.device)
     training, line.meanwhile = line.meanwhile, "trying again"
     engine = line.persist(lambda: connect(url), patience=START_SECONDS)
     line.meanwhile = training

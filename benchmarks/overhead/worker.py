@@ -13,10 +13,10 @@ from sqlalchemy import Engine
 from benchmarks.overhead.study import EPOCHS
 from orchestrator import leases, lifecycle, trials, workers
 from orchestrator.contract import EpochDone, Outcome, Predictions, UnitEnded, pack_floats
+from orchestrator.devices import Device
 from orchestrator.errors import UNAVAILABLE, FoldtuneError
 from orchestrator.leases import Fenced
 from orchestrator.records import Lease
-from orchestrator.workers import Device
 
 CPU = Device("cpu")
 RETRY_SECONDS = 0.2

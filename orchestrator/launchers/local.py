@@ -13,10 +13,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from orchestrator import workers
-
-MEMORY_PER_CPU_WORKER = 2 * 2**30
-MOST_CPU_WORKERS = 8
+from orchestrator.devices import cores
 
 
 @dataclass(frozen=True)
@@ -29,23 +26,6 @@ class LocalWorker:
     def tail(self, lines: int = 10) -> str:
         """The last lines of its talk."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_workers(device: str) -> int:
-    """Workers for `--device`: one for each GPU; on a CPU one for each core, as far as memory goes.
-
-    Small models gain nothing from a second thread: a 16 x 32 MiniLM step took 0.21 CPU s on one thread and 0.38 on two.
-    """
-    found = workers.chosen_devices(device)
-    if found[0].name != "cpu":
-        return len(found)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(cores(), MOST_CPU_WORKERS, memory // MEMORY_PER_CPU_WORKER))
 
 
 def environment(url: URL, workers_here: int) -> dict[str, str]:

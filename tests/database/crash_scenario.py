@@ -26,11 +26,11 @@ from sqlalchemy.engine import make_url
 from orchestrator import cleaning, control, crash_points, durable, lifecycle, reading, study, workers
 from orchestrator.contract import Checkpoint, EpochDone, Outcome, Predictions, UnitEnded, pack_floats
 from orchestrator.database.engine import connect
+from orchestrator.devices import Device
 from orchestrator.launch import launch
 from orchestrator.prepare import prepare
 from orchestrator.records import Lease
 from orchestrator.study_file import load
-from orchestrator.workers import Device
 from tests import postgres
 from tests.database import studies
 from trial_worker.clerk import Clerk

@@ -10,11 +10,11 @@ from sqlalchemy import Engine, text
 
 from orchestrator import trials, workers
 from orchestrator.contract import EpochDone, Outcome, Predictions, UnitEnded, pack_floats
+from orchestrator.devices import Device
 from orchestrator.launch import Launched, launch
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.records import Lease, StudyRecord
 from orchestrator.study_file import load
-from orchestrator.workers import Device
 
 STUDY = """
 study: {name}

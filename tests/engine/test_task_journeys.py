@@ -60,7 +60,7 @@ def test_rows_of_a_file_are_learnt_and_scored_by_every_metric_of_their_task(task
         encoding="utf-8",
     )
     loaded = study_file.load(tmp_path / "study.yaml")
-    snapshot, _ = prepare.read(loaded)
+    snapshot = prepare.read(loaded)
     (tmp_path / "snapshot.jsonl").write_bytes(snapshot.content)
     plan = folds.plan(snapshot.rows, 3, labels=snapshot.strata, groups=snapshot.groups)
     pack = open_study(

@@ -13,9 +13,9 @@ from sqlalchemy import Engine
 
 from benchmarks.gap.__main__ import gaps
 from orchestrator.contract import Outcome, Progress, Settings, TrainUnit, UnitEnded
+from orchestrator.devices import Device
 from orchestrator.lifecycle import Cause
 from orchestrator.records import Lease, StudyRecord
-from orchestrator.workers import Device
 from trial_worker.ahead import AHEAD_SECONDS, KEEP_SECONDS, room
 from trial_worker.child import Death
 from trial_worker.desk import Desk, Lost, Taken

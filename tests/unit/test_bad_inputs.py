@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import cli
+from orchestrator import cli, families, forms
 from tests.unit.study_text import ROWS, folder, jsonl, space, study
 
 Run = Callable[..., tuple[int, str, str]]
@@ -518,7 +518,57 @@ MODEL = {
     "no safetensors": Bad(ADAPTER, r"no \*\.safetensors in .*other weight formats can run code", 2, {"adapter/config.json": '{"a": 1}'}),
 }  # fmt: skip
 
-CASES = {**STUDY_YAML, **SEARCH_SPACE, **DATASET, **MODEL}
+
+def config(kind: str, name: str, **more: object) -> dict[str, str | bytes]:
+    return {"model/config.json": json.dumps({"model_type": kind, "architectures": [name], **more})}
+
+
+BERT, T5 = config("bert", "BertForMaskedLM"), config("t5", "T5ForConditionalGeneration", is_encoder_decoder=True)
+GPT2 = config("gpt2", "GPT2LMHeadModel")
+FAMILY = {
+    "causal_lm with an encoder": Bad(
+        study(task=CAUSAL), r"error\[model\] .*:2:9: model './model': task causal_lm needs a model that writes, .* — got an encoder, BertForMaskedLM\n  help: name", 2,
+        {**BERT, "rows.jsonl": jsonl([{"text": f"t{i}"} for i in range(9)])},
+    ),
+    "causal_lm with an unknown encoder": Bad(study(task=CAUSAL), r"got an encoder, NewForMaskedLM", 2, config("new", "NewForMaskedLM")),
+    "causal_lm with an encoder-decoder": Bad(
+        study(task=CAUSAL), r"needs a decoder, .* — got an encoder-decoder, T5ForCond.*\n  help: use task seq2seq", 2, T5
+    ),
+    "seq2seq with a decoder": Bad(study(task="seq2seq"), r"task seq2seq needs an encoder-decoder, such as T5 — got no encoder-decoder, GPT2LMH", 2, GPT2),
+    "seq2seq with an encoder": Bad(study(task="seq2seq"), r"task seq2seq needs an encoder-decoder, such as T5 — got an encoder, BertFor", 2, BERT),
+    "answers by an encoder-decoder": Bad(study(task="question_answering"), r"needs a model that reads both ways, .* — got an encoder-decoder", 2, T5),
+    "a paraphraser that only reads": Bad(
+        study(augmentation="{paraphraser: {path: ./model}}", training="{paraphrases: 1}"), r":7:30: model './model': a paraphraser needs .* got an encoder", 2, BERT
+    ),
+    "a generator with an encoder": Bad(
+        study(augmentation="{generator: {path: ./model}}", training="{synthetic: 1}"), r"a generator needs a decoder, .* got an encoder-decoder", 2, T5
+    ),
+}  # fmt: skip
+PROMPTING = {
+    "few-shot without the label": Bad(
+        study(baselines='{template: "{text} is"}'), r"'baselines' template must have the field \{label\} once — got '\{text\} is'"
+    ),
+    "few-shot without the text": Bad(study(baselines='{template: "It is {label}"}'), r"template must have the field \{text\} once"),
+    "few-shot with the label in front": Bad(study(baselines='{template: "{label}: {text}"}'), r"template must end with \{label\}"),
+    "an unknown baseline": Bad(study(baselines="[tfdif]"), r":7:13: no baseline of task classification: 'tfdif'\n  help: did you mean 'tfidf'"),
+    "a generator's prompt without the label": Bad(
+        study(augmentation="{generator: {path: ./model, prompt: $examples}}", training="{synthetic: 1}"), r"'augmentation\.generator\.prompt' must have \$label in it"
+    ),
+}  # fmt: skip
+
+CASES = {**STUDY_YAML, **SEARCH_SPACE, **DATASET, **MODEL, **FAMILY, **PROMPTING}
+
+
+@pytest.mark.parametrize("task", forms.TASKS)
+@pytest.mark.parametrize("files", [BERT, GPT2, T5, config("bert", "BertLMHeadModel", is_decoder=True)], ids=str)
+def test_a_model_that_may_do_its_task_is_not_refused(task: str, files: dict[str, str | bytes]) -> None:
+    """Which is refused where: the table of transformers' automatic classes, and what the engine refuses."""
+    said = json.loads(files["model/config.json"])
+    kind = "halves" if said.get("is_encoder_decoder") else "encoder" if "Masked" in str(said) else "decoder"
+    refused = {("causal_lm", "encoder"), ("causal_lm", "halves"), ("question_answering", "halves")}
+    refused |= {("seq2seq", "encoder"), ("seq2seq", "decoder")}
+    assert bool(families.problem(task, said)) == ((task, kind) in refused)
+    assert families.problem(task, {**said, "architectures": None}) == ""
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -43,7 +43,7 @@ def test_only_a_max_length_beyond_the_model_is_warned_about(tmp_path: Path) -> N
     def cautions(length: int, **sections: str) -> list[str]:
         text = study_text.study(training=f"{{max_length: {length}}}", **sections)
         loaded = study_file.load(study_text.folder(tmp_path, text, {"model/config.json": json.dumps(BERT)}))
-        checked, launched = prepare.check(loaded)[1], prepare.prepare(loaded)[1]
+        checked, launched = prepare.check(loaded).cautions, prepare.prepare(loaded)[1]
         assert checked == launched
         return launched
 
@@ -70,6 +70,6 @@ def test_a_model_of_the_hub_is_asked_at_launch(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     text = study_text.study(model="org/name", training="{max_length: 65}")
     loaded = study_file.load(study_text.folder(tmp_path, text, {"model/config.json": json.dumps(BERT)}))
-    assert prepare.check(loaded)[1] == []
+    assert prepare.check(loaded).cautions == []
     (line,) = prepare.prepare(loaded)[1]
     assert "at most 64 for 'org/name'" in line

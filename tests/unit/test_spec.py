@@ -270,6 +270,6 @@ def test_check_leaves_a_dataset_of_the_hub_to_launch(tmp_path: Path, monkeypatch
         "study: s\nmodel: org/model\ntask: classification\ndata: {path: org/rows}\n"
         "search: {space: {batch_size: [4, 8]}}\n"
     )
-    snapshot, cautions = prepare.check(study_file.load(path))
-    assert snapshot is None
-    assert "checked at launch" in cautions[0]
+    checked = prepare.check(study_file.load(path))
+    assert checked.snapshot is None
+    assert "checked at launch" in checked.cautions[0]

@@ -11,7 +11,8 @@
 
 With `TrainUnit.scratch` an `EpochDone` names a file of that epoch's weights: see `state`.
 
-`prepare`, `versions` and `open_study` are the engine to `trial_worker.trainer`, which knows no torch.
+`prepare`, `versions`, `peak_bytes` and `open_study` are the engine to `trial_worker.trainer` and `trial_worker.probe`,
+which know no torch.
 
 A unit's numbers are a function of its settings, rows and seed: not of what trained before it or beside it, nor of how
 many rows are computed at once (beyond rounding). Alone in its pack, on one CPU type, they repeat bit for bit, broken
@@ -21,7 +22,7 @@ off and gone on with (see `state`) as well.
 from trial_worker.engine.base import Base
 from trial_worker.engine.errors import UnusableModel
 from trial_worker.engine.pack import Pack, PackEvent
-from trial_worker.engine.process import prepare, versions
+from trial_worker.engine.process import peak_bytes, prepare, versions
 from trial_worker.engine.staged import Staged, open_study
 from trial_worker.tasks.rows import Rows, read_snapshot
 
@@ -33,6 +34,7 @@ __all__ = [
     "Staged",
     "UnusableModel",
     "open_study",
+    "peak_bytes",
     "prepare",
     "read_snapshot",
     "versions",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from functools import cache
 from importlib.metadata import version
 
@@ -33,3 +34,10 @@ def prepare() -> torch.device:
 def versions() -> dict[str, str]:
     """What the numbers depend on beside a unit itself."""
     return {name: version(name) for name in ("torch", "transformers", "peft")}
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory at any time: of tensors on a GPU, of this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux has kibibytes

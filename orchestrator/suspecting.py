@@ -1,0 +1,119 @@
+"""`foldtune suspects`: rows of a study that are probably labelled wrongly, from its database alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Engine, text
+
+from orchestrator import queries, snapshots, suspects
+from orchestrator.database.engine import transaction
+from orchestrator.records import StudyRecord
+from orchestrator.texts import shown, told
+
+TRIALS = 3  # of the best, whose predictions are averaged: what one model errs in, another may know
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What models said of rows that they had not been trained on, averaged over trials and repeats.
+
+    losses: (rows,) nats per item; NaN of a row that was not judged. probabilities: (rows, classes), or None.
+    """
+
+    losses: np.ndarray
+    probabilities: np.ndarray | None
+
+
+def find(engine: Engine, name: str, most: int) -> dict[str, Any] | None:
+    """`suspects --json`, at most so many rows; None while no trial is complete.
+
+    Raises:
+        FoldtuneError: no such study, or its rows are nowhere any more.
+    """
+    with transaction(engine) as connection:
+        record = queries.study(connection, name)
+        trials = queries.best_trials(connection, record.id, TRIALS, maximize=record.spec.maximize)
+        if not trials:
+            return None
+        seen = out_of_fold(connection, record, [trial.id for trial in trials])
+    rows = [json.loads(line) for line in snapshots.content(engine, record, record.snapshot).split(b"\n") if line]
+    found = _suspects(record, rows, seen)
+    return {
+        "study": name,
+        "task": record.spec.task,
+        "trials": [trial.name for trial in trials],
+        "rows": len(rows),
+        "judged_by": "losses" if seen.probabilities is None else "classes",
+        "count": len(found),
+        "suspects": [_described(record, rows, seen, each) for each in found[:most]],
+    }
+
+
+def out_of_fold(connection: Connection, record: StudyRecord, trials: Sequence[int]) -> OutOfFold:
+    """Of these trials' finished folds, at the epoch that counts."""
+    rows, classes = len(record.plan.assignment[0]), len(record.labels)
+    sums, counts = np.zeros((2, rows))
+    likely, times = np.zeros((rows, classes)), np.zeros(rows)
+    for one in _results(connection, record, trials):
+        validated = np.asarray(record.plan.split(one["repeat"], one["fold"])[1])
+        sums[validated] += np.frombuffer(one["nats"], "<f4")
+        counts[validated] += np.frombuffer(one["counts"], "<f4")
+        if record.spec.task == "classification" and one["logits"] is not None:
+            likely[validated] += suspects.softmax(np.frombuffer(one["logits"], "<f2").reshape(-1, classes))
+            times[validated] += 1
+    losses = np.divide(sums, counts, out=np.full(rows, np.nan), where=counts > 0)
+    whole = bool(classes) and bool((times > 0).all())
+    return OutOfFold(losses, likely / times[:, None] if whole else None)
+
+
+def _results(connection: Connection, record: StudyRecord, trials: Sequence[int]) -> list[Mapping[str, Any]]:
+    counted = queries.fold_results(connection, record.id, trials)
+    rows = connection.execute(
+        text(
+            "SELECT u.repeat, u.fold, r.nats, r.counts, r.logits FROM unnest(CAST(:trials AS bigint[]), "
+            "CAST(:repeats AS integer[]), CAST(:folds AS integer[]), CAST(:epochs AS integer[])) "
+            "AS w(trial, repeat, fold, epoch) JOIN trial t ON t.id = w.trial "
+            "JOIN unit u ON u.trial = coalesce(t.run, t.id) AND u.repeat = w.repeat AND u.fold = w.fold "
+            "JOIN result r ON r.unit = u.id AND r.epoch = w.epoch"
+        ),
+        {
+            "trials": [each.trial for each in counted],
+            "repeats": [each.repeat for each in counted],
+            "folds": [each.fold for each in counted],
+            "epochs": [each.epoch for each in counted],
+        },
+    )
+    return [{name: _plain(value) for name, value in row.items()} for row in rows.mappings()]
+
+
+def _plain(value: Any) -> Any:
+    return bytes(value) if isinstance(value, memoryview) else value
+
+
+def _suspects(record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: OutOfFold) -> list[suspects.Suspect]:
+    if seen.probabilities is None:
+        return suspects.by_losses(seen.losses)
+    numbers = {label: number for number, label in enumerate(record.labels)}
+    return suspects.by_classes(seen.probabilities, np.array([numbers[row["label"]] for row in rows]))
+
+
+def _described(
+    record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: OutOfFold, suspect: suspects.Suspect
+) -> dict[str, Any]:
+    row, at = rows[suspect.row], suspect.row
+    likely = None if seen.probabilities is None else dict(zip(record.labels, seen.probabilities[at], strict=True))
+    models_say = None if suspect.said is None else record.labels[suspect.said]
+    return {
+        "row": at + 1,
+        "text": shown(row),
+        "label": told(row) or None,
+        "loss": float(seen.losses[at]),
+        "models_say": models_say,
+        "probability": None if likely is None else float(likely[row["label"]]),
+        "models_probability": None if likely is None or models_say is None else float(likely[models_say]),
+    }
