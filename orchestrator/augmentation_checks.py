@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator import space
+from orchestrator import forms, space
 from orchestrator.cross_checks import extremes, place, section
 from orchestrator.document import Document
 from orchestrator.errors import Problem
@@ -35,7 +35,7 @@ def check(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
             message = f"'{'.'.join(key)}' has no effect without {name}"
             yield doc.problem(key, "no-effect", message, f"set or search {name}")
     for name in OF_CLASSES:
-        if highest[name] and raw.get("task") not in ("classification", None):
+        if highest[name] and raw.get("task") not in (*forms.ONE_CLASS, None):
             message = f"'{name}' makes rows of classes, and task {raw['task']} has none"
             yield doc.problem(place(doc, name, written), "no-effect", message)
     if highest["pseudo_rounds"] and raw.get("share_epochs") is True:

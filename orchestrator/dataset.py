@@ -58,7 +58,7 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
     if problems:
         raise BadInput(_shorten(problems), code=BAD_DATA)
     rows = _limit(rows, source.limit, seed)
-    labels = tuple(row["label"] for row in rows) if task == "classification" else None
+    labels = tuple(row["label"] for row in rows) if task in forms.ONE_CLASS else None
     groups, cautions = _groups(rows, labels)
     content = "".join(canonical(row) + "\n" for row in rows).encode()
     return Snapshot(
