@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestrator import space
+from orchestrator import forms, space
 from orchestrator.cross_checks import extremes, place, section
 from orchestrator.document import Document
 from orchestrator.errors import Problem
@@ -40,7 +40,7 @@ def check(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
             message = f"'{name}' moves the words, and the answers of task {raw['task']} are places in the text"
             yield doc.problem(place(doc, name, written), "augmentation", message, "use token_dropout")
     for name in OF_CLASSES:
-        if highest[name] and raw.get("task") not in ("classification", None):
+        if highest[name] and raw.get("task") not in (*forms.ONE_CLASS, None):
             message = f"'{name}' makes rows of classes, and task {raw['task']} has none"
             yield doc.problem(place(doc, name, written), "no-effect", message)
     if highest["pseudo_rounds"] and raw.get("share_epochs") is True:

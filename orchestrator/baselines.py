@@ -24,7 +24,15 @@ LANGUAGE: Mapping[str, str] = {
     "zero-shot": "the model as it is",
     "few-shot": "the model, shown a few rows",
 }
-OF_TASK: Mapping[str, Mapping[str, str]] = {"classification": CLASSIFICATION, "causal_lm": LANGUAGE}
+NAMING: Mapping[str, str] = {  # by an encoder-decoder model; in a prompt it was never shown rows
+    **{name: said for name, said in CLASSIFICATION.items() if name not in ("zero-shot", "few-shot")},
+    "zero-shot": "the model, asked for the labels' names",
+}
+OF_TASK: Mapping[str, Mapping[str, str]] = {
+    "classification": CLASSIFICATION,
+    "seq2seq_classification": NAMING,
+    "causal_lm": LANGUAGE,
+}
 KNOWN = tuple(dict.fromkeys((*CLASSIFICATION, *LANGUAGE)))
 FIELDS = ("{text}", "{label}")  # what a template must name
 

@@ -179,10 +179,10 @@ def _compared(
         message = "'label_smoothing' has no meaning for task regression: a number has no classes to spread over"
         yield doc.problem(place(doc, "label_smoothing", written), "no-effect", message)
     for name in COMPARED:
-        if highest[name] and task in forms.TASKS and task != "classification":
+        if highest[name] and task in forms.TASKS and task not in forms.ONE_CLASS:
             message = f"'{name}' compares logits of classes, of which each row has one — got task {task}"
             yield doc.problem(place(doc, name, written), "no-effect", message)
-    if task in forms.TASKS and task != "classification" and extremes(raw, entries, "class_weights") != ("none",):
+    if task in forms.TASKS and task not in forms.ONE_CLASS and extremes(raw, entries, "class_weights") != ("none",):
         message = f"'class_weights' weighs rows by their class — got task {task}"
         yield doc.problem(place(doc, "class_weights", written), "no-effect", message)
     if highest["r_drop_alpha"] and not highest["lora_dropout"] and not highest["dropout"]:
@@ -249,7 +249,7 @@ def _unpooled(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str])
     where: Path_ = ("search", "space", "pooling") if "pooling" in written else ("training", "pooling")
     if where in doc.places:
         yield doc.problem(where, "no-effect", f"'pooling' has no meaning for task {raw['task']}")
-    if section(raw, "cross_validation").get("stratify") is True:
+    if section(raw, "cross_validation").get("stratify") is True and raw["task"] not in forms.STRATIFIED:
         path = ("cross_validation", "stratify")
-        message = f"'stratify: true' needs classes: task {' or '.join(forms.POOLED)}"
+        message = f"'stratify: true' needs classes: task {' or '.join(forms.STRATIFIED)}"
         yield doc.problem(path, "no-effect", message)

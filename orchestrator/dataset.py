@@ -60,7 +60,7 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
         BadInput: with the first problems of each kind (exit code 65).
     """
     rows, lines = _read(source, task, folder, seed)
-    labels = tuple(row["label"] for row in rows) if task == "classification" else None
+    labels = tuple(row["label"] for row in rows) if task in forms.ONE_CLASS else None
     groups, findings = repeats.find(rows, lines, auto=source.group == AUTO)
     content = _jsonl(rows)
     return Snapshot(

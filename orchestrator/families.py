@@ -34,7 +34,7 @@ def problem(wanted: str, config: Config) -> str:
         return _refused(wanted, "a decoder, such as GPT-2 or Llama", "an encoder-decoder", names)
     if kind == "encoder-decoder" and wanted == "question_answering":
         return _refused(wanted, "a model that reads both ways, such as BERT", "an encoder-decoder", names)
-    if kind != "encoder-decoder" and wanted == "seq2seq":
+    if kind != "encoder-decoder" and wanted in ("seq2seq", "seq2seq_classification"):
         got = "an encoder" if kind == "encoder" else "no encoder-decoder"
         return _refused(wanted, "an encoder-decoder, such as T5", got, names)
     return ""

@@ -17,9 +17,12 @@ _TEXT = {"text": Column("text", "text"), "text_pair": Column("text_pair", None)}
 
 _QUESTION = {"context": "context", "question": "question", "answer": "answer", "start": "answer_start"}
 
+_CLASS = {**_TEXT, "label": Column("label", "label")}
+
 # Tasks with one form of rows: name in the snapshot -> the user's column.
 FORMS: Mapping[str, Mapping[str, Column]] = {
-    "classification": {**_TEXT, "label": Column("label", "label")},
+    "classification": _CLASS,
+    "seq2seq_classification": _CLASS,
     "multi_label": {**_TEXT, "labels": Column("label", "label")},
     "regression": {**_TEXT, "number": Column("label", "label")},
     "seq2seq": {"source": Column("source", "source"), "target": Column("target", "target")},
@@ -33,7 +36,9 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 TASKS = tuple(KEYS)
 POOLED = ("classification", "multi_label", "regression")  # a head reads the whole row
-HEADLESS = ("causal_lm", "seq2seq")  # nothing is trained but adapters
+ONE_CLASS = ("classification", "seq2seq_classification")  # each row is of one class
+STRATIFIED = (*POOLED, "seq2seq_classification")
+HEADLESS = ("causal_lm", "seq2seq", "seq2seq_classification")  # nothing is trained but adapters
 TOLD = frozenset({"label", "labels", "number", "tags", "answer", "start", "group"})  # no part of what a model is shown
 
 
@@ -58,7 +63,7 @@ def named(task: str, data: Any) -> dict[str, str]:
 
 def classes(task: str, rows: Any) -> tuple[str, ...]:
     """Class names in logit order; none of a task that has no classes."""
-    if task == "classification":
+    if task in ONE_CLASS:
         return tuple(sorted({row["label"] for row in rows}))
     if task == "multi_label":
         return tuple(sorted({label for row in rows for label in row["labels"]}))
@@ -70,8 +75,8 @@ def classes(task: str, rows: Any) -> tuple[str, ...]:
 def too_few(task: str, rows: Any) -> str:
     """What is missing in these rows to learn anything from; empty: nothing."""
     found = classes(task, rows)
-    if task == "classification" and len(found) < 2:
-        return f"classification needs at least 2 classes — got only {found[0]!r}"
+    if task in ONE_CLASS and len(found) < 2:
+        return f"{task} needs at least 2 classes — got only {found[0]!r}"
     if task == "token_classification" and len(found) < 2:
         return f"token_classification needs at least 2 tags — got only {found[0]!r}"
     if task == "multi_label" and not found:

@@ -12,6 +12,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.forms import ONE_CLASS
+
 MAXIMIZE: Mapping[str, bool] = {
     "validation_loss": False,
     "accuracy": True,
@@ -29,12 +31,12 @@ MAXIMIZE: Mapping[str, bool] = {
     "perplexity": False,
 }
 OF_TASK: Mapping[str, tuple[str, ...]] = {  # which tasks may ask for it
-    "accuracy": ("classification", "multi_label", "token_classification"),
-    "f1": ("classification", "multi_label"),
-    "weighted_f1": ("classification", "multi_label"),
+    "accuracy": (*ONE_CLASS, "multi_label", "token_classification"),
+    "f1": (*ONE_CLASS, "multi_label"),
+    "weighted_f1": (*ONE_CLASS, "multi_label"),
     "micro_f1": ("multi_label",),
     "entity_f1": ("token_classification",),
-    "calibration_error": ("classification",),
+    "calibration_error": ONE_CLASS,
     "mse": ("regression",),
     "mae": ("regression",),
     "r2": ("regression",),

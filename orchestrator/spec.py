@@ -194,8 +194,8 @@ class Baselines(_Section):
 
     run: list[str] | None = Field(
         None,
-        description="majority, tfidf, features, zero-shot, few-shot for classification; unigram, zero-shot, few-shot "
-        "for causal_lm; default: all of the task",
+        description="majority, tfidf, features, zero-shot, few-shot for classification; the first four for "
+        "seq2seq_classification; unigram, zero-shot, few-shot for causal_lm; default: all of the task",
     )
     shots: int = Field(4, ge=1, le=64, description="rows of each class (classification), or rows, that few-shot shows")
     template: str = Field(
@@ -232,6 +232,7 @@ class StudySpec(_Section):
     model: ModelSource
     task: Literal[
         "classification",
+        "seq2seq_classification",
         "multi_label",
         "regression",
         "token_classification",
@@ -239,7 +240,8 @@ class StudySpec(_Section):
         "causal_lm",
         "seq2seq",
     ] = Field(
-        description="classification (one class a row), multi_label (any number), regression (a number), "
+        description="classification (one class a row), seq2seq_classification (the same by an encoder-decoder model, "
+        "which is asked for the classes' names), multi_label (any number), regression (a number), "
         "token_classification (a tag for each word), question_answering (where the answer stands), "
         "causal_lm or seq2seq (a target for each source)"
     )

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator import forms
+
 BINS = 10  # of numbers, at most
 OFTEN = 10  # rows that make a kind of their own
 
@@ -16,7 +18,7 @@ def strata(task: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | No
     The class; the labels of a row together, or its rarest one where so few rows have the same; one of up to ten
     equally large ranges of a number.
     """
-    if task == "classification":
+    if task in forms.ONE_CLASS:
         return tuple(row["label"] for row in rows)
     if task == "multi_label":
         return _by_labels([tuple(row["labels"]) for row in rows])

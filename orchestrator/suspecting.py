@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator import queries, snapshots, suspects
+from orchestrator import forms, queries, snapshots, suspects
 from orchestrator.database.engine import transaction
 from orchestrator.records import StudyRecord
 from orchestrator.texts import shown, told
@@ -63,7 +63,7 @@ def out_of_fold(connection: Connection, record: StudyRecord, trials: Sequence[in
         validated = np.asarray(record.plan.split(one["repeat"], one["fold"])[1])
         sums[validated] += np.frombuffer(one["nats"], "<f4")
         counts[validated] += np.frombuffer(one["counts"], "<f4")
-        if record.spec.task == "classification" and one["logits"] is not None:
+        if record.spec.task in forms.ONE_CLASS and one["logits"] is not None:
             likely[validated] += suspects.softmax(np.frombuffer(one["logits"], "<f2").reshape(-1, classes))
             times[validated] += 1
     losses = np.divide(sums, counts, out=np.full(rows, np.nan), where=counts > 0)

@@ -23,6 +23,7 @@ SPANS = [
 ]
 ROWS: dict[str, tuple[Callable[[Path], Path], list[Any], dict[str, str]]] = {
     "classification": (tiny_models.save_bert, tiny_models.pair_rows(), {"text_pair": "text_pair"}),
+    "seq2seq_classification": (tiny_models.save_t5, tiny_models.pair_rows(), {"text_pair": "text_pair"}),
     "multi_label": (
         tiny_models.save_bert,
         [{"text": row["text"], "label": row["labels"]} for row in tiny_models.labels_rows()],

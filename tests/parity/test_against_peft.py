@@ -159,6 +159,15 @@ def plain(
     return losses, {name: p.detach().clone() for name, p in trained.items()}
 
 
+def same_weights(epochs: Sequence[EpochDone], adapter: dict[str, torch.Tensor], share: float) -> None:
+    """share: of each tensor's largest number."""
+    assert epochs[-1].checkpoint is not None
+    end = load_file(epochs[-1].checkpoint.path)
+    for name, value in adapter.items():
+        scale = float(value.abs().max())
+        torch.testing.assert_close(end[f"weight/{name}"], value, rtol=0, atol=share * scale, msg=name)
+
+
 VARIANTS = [
     ("bert", {"label_smoothing": 0.2}),
     ("gpt2", {"label_smoothing": 0.2}),

@@ -24,6 +24,7 @@ from trial_worker.tasks import (
     QuestionAnswering,
     Regression,
     Seq2Seq,
+    Seq2SeqClassification,
     Task,
     TokenClassification,
 )
@@ -132,6 +133,17 @@ def target_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float)
     return crossed(logits.flatten(0, 1), labels.flatten(), smoothing)
 
 
+def names_loss(model: Any, base: Base, items: Sequence[Item], smoothing: float) -> Losses:
+    """Each class's name by itself behind each row, as one asks transformers for the likelihood of a target."""
+    scores = torch.zeros(len(items), len(LABELS), dtype=torch.float64)
+    for place, item in enumerate(items):
+        for number, label in enumerate(LABELS):
+            ids = base.tokenizer(text_target=label, return_tensors="pt")["input_ids"]
+            logits = model(input_ids=item.ids[None], labels=ids).logits
+            scores[place, number] = logits.log_softmax(-1).gather(2, ids[..., None]).sum()
+    return crossed(scores, torch.tensor([int(item.targets) for item in items]), smoothing)
+
+
 TAGGED, TAGS = tiny_models.tagged_rows(), TokenClassification(tiny_models.TAGS)
 QUESTIONS, ENDS = tiny_models.question_rows(), QuestionAnswering()
 SMOOTH = {"label_smoothing": 0.1}
@@ -139,6 +151,15 @@ CASES = {
     "rewriting on t5": Case(
         tiny_models.save_t5, Seq2Seq(), tiny_models.rewriting_rows(), target_loss, "SEQ_2_SEQ_LM", SMOOTH, 1e-7
     ),  # T5 takes norms and softmaxes in float32
+    "names on t5": Case(
+        tiny_models.save_t5,
+        Seq2SeqClassification(LABELS),
+        tiny_models.pair_rows(),
+        names_loss,
+        "SEQ_2_SEQ_LM",
+        SMOOTH,
+        1e-6,
+    ),  # and a score is a sum of tens of nats
     "tags on bert": Case(tiny_models.save_bert, TAGS, TAGGED, tags_loss, "TOKEN_CLS", SMOOTH),
     "tags on gpt2": Case(tiny_models.save_gpt2, TAGS, TAGGED, tags_loss, "TOKEN_CLS"),
     "tags on t5": Case(tiny_models.save_t5, TAGS, TAGGED, tags_loss, "TOKEN_CLS"),

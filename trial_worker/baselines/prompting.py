@@ -1,5 +1,7 @@
 """The study's own model as it is, asked for the class.
 
+An encoder-decoder model gives the likelihood of each label's name, against that behind a source without content.
+
 A decoder scores each label behind a prompt, against its score behind a prompt without content (Zhao et al. 2021, arXiv
 2102.09690; Holtzman et al. 2021, arXiv 2104.08315). An encoder compares a row's embedding with those of the labels'
 names, or of each class's shown rows (Snell et al. 2017, arXiv 1703.05175).
@@ -15,9 +17,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from trial_worker.baselines.features import embed, embeddings
-from trial_worker.baselines.job import Job, NotApplicable, Run, class_scores, padded, too_long
+from trial_worker.baselines.job import TOKENS, Job, NotApplicable, Run, class_scores, padded, too_long
 from trial_worker.engine.base import Base, locate
-from trial_worker.tasks.interface import Scores
+from trial_worker.engine.batches import split_by_length
+from trial_worker.engine.choices import choice_scores
+from trial_worker.tasks.interface import Item, Scores, collate
 from trial_worker.tasks.likelihoods import log_softmax
 
 NO_CONTENT = "N/A"
@@ -26,6 +30,8 @@ SCALES = np.geomspace(0.1, 200, 100)  # of cosines, or of label scores: one numb
 
 def zero_shot(job: Job) -> Run:
     """Without any row of the study, but for the one number that turns scores into probabilities."""
+    if job.base.family == "seq2seq":
+        return (yield from _named(job))
     if _decodes(job.base):
         return (yield from _asked(job, ""))
     names = [label.replace("_", " ").replace("-", " ") for label in job.rows.task.labels]
@@ -64,6 +70,29 @@ def _scaled(job: Job, numbers: Sequence[int], seen: np.ndarray, unseen: np.ndarr
     losses = [-log_softmax(scale * seen)[np.arange(len(truth)), truth].mean() for scale in SCALES]
     likely = log_softmax(SCALES[int(np.argmin(losses))] * unseen)
     return class_scores(likely, job.truth(job.unit.validation))
+
+
+# --- encoder-decoders -------------------------------------------------------------------------------------------
+
+
+def _named(job: Job) -> Run:
+    """Every label's name scored as the answer to each row; the scale is fitted on at most as many training rows."""
+    limit = min(job.unit.settings.max_length, job.base.limit)
+    items, seen = job.rows.items(limit), list(job.unit.train)[: len(job.unit.validation)]
+    (nothing,) = job.rows.further([{"text": NO_CONTENT, "label": job.rows.task.labels[0]}], limit)
+    asked = [nothing, *(items[number] for number in (*seen, *job.unit.validation))]
+    found = np.zeros((len(asked), job.classes))
+    for group in split_by_length([item.tokens for item in asked], len(asked), TOKENS, 64):
+        found[group] = _scores(job.base, [asked[place] for place in group])
+        yield
+    known, unknown = found[1 : 1 + len(seen)], found[1 + len(seen) :]
+    return _scaled(job, seen, known - found[0], unknown - found[0])
+
+
+@torch.inference_mode()
+def _scores(base: Base, items: Sequence[Item]) -> np.ndarray:
+    batch = collate(items, int(base.tokenizer.pad_token_id or 0), base.device)
+    return np.asarray(choice_scores(base.model, batch).cpu().numpy())
 
 
 # --- decoders ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from transformers import (
 
 from orchestrator.contract import ModelPin
 from trial_worker.engine import quantized
+from trial_worker.engine.choices import keeps_apart
 from trial_worker.engine.errors import UnusableModel
 from trial_worker.engine.heads import has_plain_head
 from trial_worker.engine.hiding import Hidden
@@ -91,7 +92,8 @@ class Base:
         """Load what the pin names, as it says: safetensors only, no code from the model's repository.
 
         family: "sequence" or "tokens" (a head with so many outputs for each row, or token), "spans" (two outputs for
-            each token, start and end), "causal" or "seq2seq" (a language model, with an encoder too; outputs 0).
+            each token, start and end), "causal" or "seq2seq" (a language model, with an encoder too; outputs 0,
+            or how many texts the decoder is asked for).
         streams: compute rows without padding where the model allows it.
 
         The pin's precision is that of the frozen weights and of what is computed with them. Adapters, heads, losses
@@ -133,6 +135,9 @@ class Base:
             recompute_layers(model)
         if family == "causal":
             _refuse_unless_causal(model, pin)
+        if family == "seq2seq" and outputs and not keeps_apart(model):
+            why = "its decoder counts positions from the first token, and classes are asked for side by side"
+            raise UnusableModel(f"{pin.path}: {type(model).__name__} cannot sort by the classes' names: {why}")
         window = open_window(model) if streams else None
         reads: Reads = "all"
         if window is not None and window.narrow:

@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trial_worker.engine.heads import Reader, picking
+from trial_worker.engine.choices import choice_scores
+from trial_worker.engine.heads import Answer, Reader, picking
 from trial_worker.tasks.interface import Answers, Batch, answers
 
 
 @contextmanager
-def reading_decoder(model: PreTrainedModel) -> Iterator[Reader]:
+def reading_decoder(model: PreTrainedModel, answer: Answer) -> Iterator[Reader]:
     """The family's own code, the states of supervised tokens picked before the head.
 
-    A decoder's grid is padded at the right, where nothing real looks: it needs no mask.
+    A decoder's grid is padded at the right, where nothing real looks: it needs no mask. answer: of a batch with
+    choices, what their scores say.
     """
 
     def read(batch: Batch) -> Answers:
+        if batch.choices is not None:
+            chosen[:] = [torch.arange(batch.rows * len(batch.choices.ids), device=batch.ids.device)]
+            return answer(choice_scores(model, batch), batch)
         labels, places = target_grid(batch)
         chosen[:] = [places]
         decoder_ids: Tensor = model.prepare_decoder_input_ids_from_labels(labels)  # type: ignore[operator]

@@ -197,7 +197,7 @@ class Network:
             elif self.base.family in READERS:
                 yield READERS[self.base.family](model, self._answer)
             elif self.base.family == "seq2seq":
-                with reading_decoder(model) as reader:
+                with reading_decoder(model, self._answer) as reader:
                     yield reader
             elif self.base.plain_head and type(model.get_output_embeddings()) is nn.Linear:  # type: ignore[no-untyped-call]
                 yield read_tokens(model)

@@ -57,7 +57,7 @@ class Pack:
         self._embeddings: dict[int, np.ndarray] = {}
         self.slots = slots or SLOTS.get(base.device.type, 1)
         # where a language model's logits are all there at once, they decide how many tokens fit
-        whole = not rows.task.outputs and not base.plain_head
+        whole = base.family in ("causal", "seq2seq") and not base.plain_head
         vocabulary = int(base.model.config.get_text_config().vocab_size) if whole else 0
         self.capacity = Capacity(base.device, streams=base.streams, vocabulary=vocabulary)
         self._generation = generation

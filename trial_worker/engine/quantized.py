@@ -50,7 +50,11 @@ def _kept(family: Any, config: PretrainedConfig) -> list[str]:
     """Modules that stay as they are: heads and poolers, of which every unit trains its own copy from a fresh start."""
     with torch.device("meta"):
         model = family.from_config(config)
-    heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    parts = dict(model.named_children())
+    if model.base_model_prefix in parts:
+        heads = [name for name in parts if name != model.base_model_prefix]
+    else:  # T5 has its two halves beside its head
+        heads = [name for name, part in parts.items() if part is model.get_output_embeddings()]
     return heads + [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "pooler"]
 
 

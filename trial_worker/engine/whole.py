@@ -125,7 +125,7 @@ class WholeNetwork:
                 elif self.base.family in READERS:
                     yield READERS[self.base.family](self.model, self._answer)
                 elif self.base.family == "seq2seq":
-                    with reading_decoder(self.model) as reader:
+                    with reading_decoder(self.model, self._answer) as reader:
                         yield reader
                 else:  # the head is trained as well, so that the model's own code has to apply it
                     with reading_logits(self.model) as reader:

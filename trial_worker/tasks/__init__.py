@@ -12,6 +12,7 @@ from trial_worker.tasks.question_answering import QuestionAnswering
 from trial_worker.tasks.regression import Regression
 from trial_worker.tasks.rows import Rows, read_snapshot
 from trial_worker.tasks.seq2seq import Seq2Seq
+from trial_worker.tasks.seq2seq_classification import Seq2SeqClassification
 from trial_worker.tasks.token_classification import TokenClassification
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Regression",
     "Rows",
     "Seq2Seq",
+    "Seq2SeqClassification",
     "Task",
     "TokenClassification",
     "read_snapshot",
@@ -31,6 +33,7 @@ __all__ = [
 _LABELLED: Mapping[str, Callable[[Sequence[str]], Task]] = {
     "classification": Classification,
     "multi_label": MultiLabel,
+    "seq2seq_classification": Seq2SeqClassification,
     "token_classification": TokenClassification,
 }
 _OTHERS: Mapping[str, Callable[[], Task]] = {

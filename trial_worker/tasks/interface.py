@@ -31,6 +31,17 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """Texts that a decoder is asked for, of which one is right: ids and owners (tokens,) int64, one text after another.
+
+    owners: which text each token is of, from 0.
+    """
+
+    ids: Tensor
+    owners: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One row, tokenised, its longest form: `Task.shorten` cuts it.
 
@@ -43,6 +54,7 @@ class Item:
     centre, spread: of a target that is a number: what was taken off it, and what it was then divided by.
     gold: what else the task compares answers with; of a language model a `Wanted`, or None.
     decoded: whether the targets are tokens of a decoder of their own.
+    choices: the same for all items, texts of which the target names one; None: there are none.
     """
 
     ids: Tensor
@@ -55,6 +67,7 @@ class Item:
     spread: float = 1.0
     gold: Any = None
     decoded: bool = False
+    choices: Choices | None = None
 
     @property
     def length(self) -> int:
@@ -64,7 +77,8 @@ class Item:
     @property
     def tokens(self) -> int:
         """Tokens that are computed, a decoder's included."""
-        return len(self.ids) + (len(self.targets) if self.decoded else 0)
+        of_decoder = len(self.targets) if self.decoded else 0 if self.choices is None else len(self.choices.ids)
+        return len(self.ids) + of_decoder
 
     @property
     def longest(self) -> int:
@@ -89,6 +103,7 @@ class Batch:
     smoothing: (targets,) float32, how much of each target's weight is spread over all outputs; None: nothing.
     segments: (rows, length) int64, as `Item.segments`; None: the model knows none, or all are 0.
     weights: (targets,) float64, what each target's training loss is multiplied by; None: 1.
+    choices: as `Item.choices`.
     """
 
     ids: Tensor
@@ -99,6 +114,7 @@ class Batch:
     smoothing: Tensor | None = None
     segments: Tensor | None = None
     weights: Tensor | None = None
+    choices: Choices | None = None
 
     @property
     def inputs(self) -> dict[str, Tensor | None]:
@@ -202,7 +218,7 @@ def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
             segments[row, : item.length] = item.segments
     weights = torch.tensor([item.weight for item in items])
     owners = torch.repeat_interleave(torch.arange(len(items)), weights)
-    positions = None
+    positions, choices = None, items[0].choices
     if items[0].positions is not None:
         inside = torch.cat([item.positions for item in items if item.positions is not None])
         positions = (inside + owners * length).to(device)
@@ -213,6 +229,7 @@ def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
         positions=positions,
         owners=owners.to(device),
         segments=None if segments is None else segments.to(device),
+        choices=None if choices is None else Choices(choices.ids.to(device), choices.owners.to(device)),
     )
 
 
