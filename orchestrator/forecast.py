@@ -152,7 +152,7 @@ def pass_operations(spec: StudySpec, rows: int, tokens: Tokens, size: ModelSize)
     """Floating-point operations of one forward pass of all rows: 2 for each parameter and token, and attention's."""
     length = _mean_length(spec, tokens)
     layers = size.layers * (1 + length / (6 * size.hidden))
-    if spec.task in ("seq2seq", "seq2seq_classification"):  # source tokens pass through one half, target tokens through the other
+    if spec.task.startswith("seq2seq"):  # source tokens pass through one half, target tokens through the other
         layers /= 2
     written = size.embeddings if spec.task in forms.HEADLESS else 0  # the product with every token of the vocabulary
     return 2 * rows * length * (layers + written)
