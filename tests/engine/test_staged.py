@@ -172,9 +172,9 @@ def test_a_stage_goes_on_from_its_last_epoch_or_step(
     began: list[tuple[int, int]] = []
     begin_epoch = slot.Slot.begin_epoch
 
-    def spy(self: slot.Slot, pace: float | None) -> None:
+    def spy(self: slot.Slot, *paces: float | None) -> None:
         began.append((self.at.epoch, self.at.step))
-        begin_epoch(self, pace)
+        begin_epoch(self, *paces)
 
     monkeypatch.setattr(slot.Slot, "begin_epoch", spy)
     unit = tiny_models.unit(**{**SELF, "epochs": 3})  # stages have 12 rows: 2 steps an epoch, and 3 with the rest

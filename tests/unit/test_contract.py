@@ -16,6 +16,7 @@ from orchestrator import contract
 from orchestrator.contract import (
     MESSAGES,
     EpochDone,
+    Generation,
     ModelPin,
     OpenStudy,
     Outcome,
@@ -37,7 +38,12 @@ ROWS = st.lists(st.integers(0, 99), max_size=5).map(tuple)
 PREDICTIONS = st.builds(Predictions, nats=TEXT, counts=TEXT, logits=st.none() | TEXT)
 PINS = st.builds(ModelPin, root=st.none() | TEXT, **dict.fromkeys(("path", "origin", "pin", "pooling"), TEXT))
 SPECIAL = {
-    OpenStudy: st.builds(OpenStudy, model=PINS, labels=st.lists(TEXT).map(tuple)),
+    OpenStudy: st.builds(
+        OpenStudy,
+        model=PINS,
+        labels=st.lists(TEXT).map(tuple),
+        generation=st.none() | st.builds(Generation, metrics=st.lists(TEXT).map(tuple)),
+    ),
     TrainUnit: st.builds(TrainUnit, settings=SETTINGS, train=ROWS, validation=ROWS, seconds_left=st.none() | NUMBERS),
     EpochDone: st.builds(
         EpochDone,
