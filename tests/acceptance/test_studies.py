@@ -27,7 +27,7 @@ SECONDS = {  # on 2 CPU cores
     "glosses": 480,
     "grid": 300,
     "causal": 480,
-    **dict.fromkeys(("verse_pairs", "marks", "chapters", "speech", "speakers", "rewriting"), 900),
+    **dict.fromkeys(("verse_pairs", "marks", "chapters", "speech", "speakers", "rewriting", "named_pairs"), 900),
     "augmentation": 600,
     "self-training": 3600,
     **dict.fromkeys(("regularisation", "methods", "novels", "decoder"), 1200),

@@ -112,6 +112,19 @@ STUDY_YAML = {
         study(share_epochs="true", training="{lr_schedule: constant, warmup_ratio: 0}"),
         r":7:1: 'share_epochs' needs epochs in search.space",
     ),
+    "a head where the names are asked for": Bad(
+        study(task="seq2seq_classification", training="{method: head}"), r":7:12: method head trains .* — got task seq2seq_classification"
+    ),
+    "pooling where the names are asked for": Bad(
+        study(task="seq2seq_classification", training="{pooling: mean}"), r":7:12: 'pooling' has no meaning for task seq2seq_classification"
+    ),
+    "few shots where the names are asked for": Bad(
+        study(task="seq2seq_classification", baselines="[few-shot]"), r":7:13: no baseline of task seq2seq_classification: 'few-shot'"
+    ),
+    "one name": data(
+        jsonl([{"text": f"text {n}", "label": "a"} for n in range(9)]), r"seq2seq_classification needs at least 2 classes — got only 'a'",
+        text=study(task="seq2seq_classification"),
+    ),
     "PEFT's switch for DoRA": Bad(study(training="{use_dora: 1}"), r"unknown hyperparameter 'use_dora'\n  help: write `method: dora`"),
     "PEFT's switch for rsLoRA": Bad(study(training="{use_rslora: 1}"), r"'use_rslora'\n  help: write `lora_scaling: rslora`"),
     "patience with share_epochs": Bad(
@@ -202,7 +215,7 @@ STUDY_YAML = {
         study(augmentation="{paraphraser: {path: ./model, prompt: Say it anew.}}", training="{paraphrases: 1}"),
         r":7:45: 'augmentation\.paraphraser\.prompt' must have \$text in it",
     ),
-    "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, head, full — got 'dora2'"),
+    "an unknown method": Bad(study(training="{method: dora2}"), r"'method' must be one of lora, dora, head, full — got 'dora2'"),
     "8 racing": Bad(study(racing="{rule: asha}"), r"'racing.rule' must be .*none.* — got 'asha'"),
     "racing without a rule": Bad(
         study(racing="{rule: none, first_folds: 2, hopeless: true}"), r":7:22: 'racing.first_folds' has no effect with rule none"
@@ -266,9 +279,8 @@ STUDY_YAML = {
     ),
     "objective of another task": Bad(study(objective="perplexity"), r"'perplexity' needs task causal_lm or seq2seq — got classification"),
     "unknown objective": Bad(study(objective="loss"), r"'objective' must be one of validation_loss, .* — got 'loss'"),
-    "unknown task": Bad(study(task="summary"), r"'task' must be one of classification, multi_label, .*, seq2seq — got 'summary'"),
+    "unknown task": Bad(study(task="summary"), r"'task' must be one of classification, .*, multi_label, .*, seq2seq — got 'summary'"),
     "task of no kind": Bad(study(task="[a]"), r"'task' must be one of classification, .* — got \['a'\]"),
-    "objective of two tasks": Bad(study(task=CAUSAL, objective="f1"), r"'f1' needs task classification or multi_label — got causal_lm"),
     "texts of classes": Bad(study(generation="{metrics: [chrf]}"), r":7:14: 'generation\.metrics' needs task seq2seq or causal_lm — got classification"),
     "texts after nothing": Bad(
         study(task=CAUSAL, data="{path: rows.jsonl, text: text}", generation="{metrics: [chrf]}"), r"'generation\.metrics' needs rows .*prompt and completion, or messages — got data\.text"
@@ -288,6 +300,7 @@ STUDY_YAML = {
     "baselines that write nothing": Bad(
         study(task=CAUSAL, objective="chrf", generation="{metrics: [chrf]}", baselines="[unigram]"), r":9:1: baselines write nothing, so that they have no chrf"
     ),
+    "objective of two tasks": Bad(study(task=CAUSAL, objective="f1"), r"'f1' needs task classification or seq2seq_classification or multi_label — got causal_lm"),
     "objective of numbers": Bad(study(objective="mse"), r"'mse' needs task regression — got classification"),
     "smoothing without classes": Bad(
         study(task="regression", training="{label_smoothing: 0.1}"), r":7:12: 'label_smoothing' has no meaning for task regression"
