@@ -22,6 +22,9 @@ from orchestrator.tokens import Tokens
 
 # Operations a second of one worker with one thread, from a loaded to a quiet 2-core Xeon with AVX-512 (docs/log.md).
 CPU_SPEED = (2.0e10, 6.0e10)
+# Seconds that a layer takes in an optimizer step beside its arithmetic: most of a tiny model's time.
+STEP = (0.001, 0.012)
+PADDED = 3  # parts that a step has where rows are padded, those of like length together
 DRAWN = 200  # configurations of a space, whose mean stands for its trials
 RACED = {"grid": 0.35, "tpe": 0.5, "random": 0.5}  # share of the folds that racing has left, measured (docs/log.md)
 START = (3.0, 15.0)  # seconds until a worker has loaded torch and the model
@@ -134,7 +137,7 @@ def by_pace(
 
 
 def by_formula(
-    spec: StudySpec, rows: int, tokens: Tokens, size: ModelSize | None, device: str, workers: int
+    spec: StudySpec, rows: int, tokens: Tokens, size: ModelSize | None, device: str, workers: int, *, pool: int = 0
 ) -> Forecast:
     """From sizes alone. On a GPU no time is known without a measurement."""
     memory = None if size is None else memory_of(spec, tokens, size, device)
@@ -143,8 +146,9 @@ def by_formula(
             basis="formula", device=device, workers=workers, seconds=None, trial_seconds=None, memory=memory
         )
     operations = pass_operations(spec, rows, tokens, size) * (1 + spec.model.gradient_checkpointing / 2)
-    pace = Span(low=operations / CPU_SPEED[1], high=operations / CPU_SPEED[0])
-    found = work(spec, rows)
+    steps = _steps(spec, rows) * size.count * (PADDED if spec.task == "seq2seq" else 1) / 2
+    pace = Span(low=operations / CPU_SPEED[1] + steps * STEP[0], high=operations / CPU_SPEED[0] + steps * STEP[1])
+    found = work(spec, rows, pool)
     return by_pace(spec, found, pace, basis="formula", device=device, workers=workers, memory=memory)
 
 
@@ -165,7 +169,7 @@ def memory_of(spec: StudySpec, tokens: Tokens, size: ModelSize, device: str) -> 
     method = extremes(spec, "method")
     trained = size.layers if "full" in method else 2 * most_rank(spec) * size.layers / max(size.hidden, 1)
     batch = max(int(value) for value in extremes(spec, "batch_size"))
-    longest = min(int(spec.training["max_length"]), max(max(tokens.whole, default=1), max(tokens.target, default=0)))
+    longest = min(max(extremes(spec, "max_length")), max(max(tokens.whole, default=1), max(tokens.target, default=0)))
     at_once = max(longest, min(TOKENS_AT_ONCE[device], batch * _mean_length(spec, tokens)))
     kept_layers = 1 if spec.model.gradient_checkpointing else size.count
     activations = at_once * KEPT * size.hidden * kept_layers * 4
@@ -174,8 +178,13 @@ def memory_of(spec: StudySpec, tokens: Tokens, size: ModelSize, device: str) -> 
     return int(TORCH_BYTES * (device == "cpu") + base + 4 * 4 * trained + activations)
 
 
+def _steps(spec: StudySpec, rows: int) -> float:
+    """Optimizer steps of one epoch of all rows."""
+    return fmean(rows / settings.batch_size for settings in _settings(spec))
+
+
 def _mean_length(spec: StudySpec, tokens: Tokens) -> float:
-    most = int(spec.training["max_length"])
+    most = max(extremes(spec, "max_length"))
     lengths = [min(a, most) + min(b, most) for a, b in zip(tokens.whole, tokens.target, strict=True)]
     return fmean(lengths) if lengths else 1.0
 

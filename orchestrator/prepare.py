@@ -96,7 +96,9 @@ def expected(loaded: LoadedStudy, snapshot: Snapshot, counted: Tokens, pin: Mode
         kind, workers = devices.chosen_devices("auto")[0].kind, devices.default_workers("auto")
     except subprocess.TimeoutExpired:  # a driver that hangs is the worker's to report
         kind, workers = "cuda", 1
-    return forecast.by_formula(loaded.spec, snapshot.rows, counted, size, kind, workers)
+    pool = augmentation.pool(loaded.spec.data, loaded.folder)
+    more = pool.rows if pool else 0
+    return forecast.by_formula(loaded.spec, snapshot.rows, counted, size, kind, workers, pool=more)
 
 
 def read(loaded: LoadedStudy) -> Snapshot:

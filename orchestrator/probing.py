@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import contract, devices, folds, forecast, models, sizes, space
+from orchestrator import augmentation, contract, devices, folds, forecast, models, sizes, space
 from orchestrator.contract import ModelPin, OpenStudy, Settings, TrainUnit
 from orchestrator.dataset import Snapshot
 from orchestrator.devices import Device
@@ -80,10 +80,11 @@ def probe(loaded: LoadedStudy, snapshot: Snapshot) -> tuple[Probe, Forecast]:
         row_seconds=forward * (1 + backward),
         peak_bytes=said["peak_bytes"],
     )
+    pool = augmentation.pool(spec.data, loaded.folder)
     pace = Span(low=forward * snapshot.rows, high=forward * snapshot.rows).times(*SPREAD)
     expected = forecast.by_pace(
         spec,
-        forecast.work(spec, snapshot.rows),
+        forecast.work(spec, snapshot.rows, pool.rows if pool else 0),
         pace,
         basis="probe",
         device=device.kind,

@@ -45,7 +45,11 @@ def count(spec: StudySpec, folder: Path, rows: Sequence[Mapping[str, Any]], pin:
     """Tokens of the study's rows. pin: of a hub model; without it what the hub's cache has of its revision is asked."""
     chosen = _sample(rows)
     tokenizer = _load(spec, folder, pin)
-    counted = [_row(rows[number], spec.task, tokenizer) for number in chosen]
+    try:
+        counted = [_row(rows[number], spec.task, tokenizer) for number in chosen]
+    except Exception:  # as `_load`: a vocabulary without an unknown token, say
+        tokenizer = None
+        counted = [_row(rows[number], spec.task, None) for number in chosen]
     whole, target, first = zip(*counted, strict=True) if counted else ((), (), ())
     exact = tokenizer is not None and "messages" not in rows[0]
     return Tokens(exact, tuple(chosen), whole, target, first)

@@ -43,6 +43,7 @@ def test_most_of_five_percent_flipped_labels_are_suspects(tmp_path: Path, storag
     path.write_text(STUDY, encoding="utf-8")
     done = foldtune("run", str(path), "--workers", "1", OPTUNA_STORAGE=storage, FOLDTUNE_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
+    assert "\nforecast: about " in done.stderr
     shown = foldtune("suspects", "flipped", "--json", OPTUNA_STORAGE=storage)
     assert shown.returncode == 0, shown.stderr
     found = json.loads(shown.stdout)

@@ -105,3 +105,11 @@ def test_a_trainer_that_is_killed_is_told_of(tmp_path: Path) -> None:
     done = foldtune("check", str(path), "--probe", FOLDTUNE_ENGINE=engine)
     assert done.returncode == 2
     assert "the trainer was killed by SIGKILL\nhelp: the kernel does that where memory runs out" in done.stderr
+
+
+def test_no_storage_reaches_the_probe(tmp_path: Path) -> None:
+    path = prepared(tmp_path, "bert", tiny_models.classification_rows(24))
+    storage = {"OPTUNA_STORAGE": "postgresql://u:hunter2@h/d", "PGPASSWORD": "hunter2"}
+    done = foldtune("check", str(path), "--probe", FOLDTUNE_ENGINE="tests.acceptance.curious_engine", **storage)
+    assert done.returncode == 2
+    assert done.stderr.endswith("cannot be trained as this study says: it sees []\n")

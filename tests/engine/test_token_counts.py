@@ -104,7 +104,7 @@ def test_of_much_text_every_nth_row_stands_for_the_others(tmp_path: Path, monkey
     ]
     text = study(training="{max_length: 12}")
     whole = found(tmp_path, "bert", rows, text)["truncated"]
-    monkeypatch.setattr(tokens, "MOST_BYTES", sum(len(row["text"]) for row in rows) // 2)
+    monkeypatch.setattr(tokens, "MOST_BYTES", -(-sum(len(row["text"]) for row in rows) // 3))
     seen = checked(tmp_path, "bert", rows, text)
     assert seen.tokens is not None
     assert seen.tokens.number == tuple(range(0, 90, 3))
@@ -113,9 +113,13 @@ def test_of_much_text_every_nth_row_stands_for_the_others(tmp_path: Path, monkey
     assert part.message.startswith("about 45 rows of 90")
 
 
-def test_a_damaged_tokenizer_is_left_to_the_worker(tmp_path: Path) -> None:
+WITHOUT_UNKNOWN = {"model": {"type": "WordLevel", "vocab": {"text": 0}, "unk_token": "[UNK]"}}
+
+
+@pytest.mark.parametrize("broken", [{"model": 3}, WITHOUT_UNKNOWN], ids=str)
+def test_a_damaged_tokenizer_is_left_to_the_worker(broken: dict[str, object], tmp_path: Path) -> None:
     rows = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(20)]
-    path = folder(tmp_path, None, {"rows.jsonl": jsonl(rows), "model/tokenizer.json": json.dumps({"model": 3})})
+    path = folder(tmp_path, None, {"rows.jsonl": jsonl(rows), "model/tokenizer.json": json.dumps(broken)})
     seen = prepare.check(study_file.load(path))
     assert seen.tokens is not None
     assert not seen.tokens.exact
