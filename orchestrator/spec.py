@@ -128,7 +128,9 @@ class Search(_Section):
     """What is tried, and who proposes it."""
 
     sampler: Literal["tpe", "grid", "random", "gp"] = Field("tpe", description="tpe, grid, random or gp")
-    space: dict[str, Any] = Field(description="hyperparameter -> list of choices, or map with low and high")
+    space: dict[str, Any] = Field(
+        description="hyperparameter -> list of choices, or map with low and high; either with when"
+    )
 
 
 class Racing(_Section):
@@ -347,6 +349,13 @@ def json_schema() -> dict[str, Any]:
         "minProperties": 1,
         "additionalProperties": {"anyOf": [_CHOICES, _CHOICES_MAP, _RANGE]},
     }
+    schema["$defs"]["When"] = {
+        "type": "object",
+        "description": "active only while each of these searched hyperparameters has (one of) these values",
+        "propertyNames": {"enum": [*names, hyperparameters.MODEL]},
+        "minProperties": 1,
+        "additionalProperties": {"anyOf": [{"type": ["string", "number"]}, _CHOICES]},
+    }
     return schema
 
 
@@ -357,7 +366,7 @@ def _aliases() -> list[tuple[str, str]]:
 _CHOICES: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}
 _CHOICES_MAP: dict[str, Any] = {
     "type": "object",
-    "properties": {"choices": _CHOICES},
+    "properties": {"choices": _CHOICES, "when": {"$ref": "#/$defs/When"}},
     "required": ["choices"],
     "additionalProperties": False,
 }
@@ -368,6 +377,7 @@ _RANGE: dict[str, Any] = {
         "high": {"type": "number"},
         "log": {"type": "boolean"},
         "step": {"type": ["number", "null"], "exclusiveMinimum": 0},
+        "when": {"$ref": "#/$defs/When"},
     },
     "required": ["low", "high"],
     "additionalProperties": False,

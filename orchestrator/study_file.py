@@ -13,9 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import augmentation_checks, cross_checks, document, forms, hyperparameters, space
+from orchestrator import augmentation_checks, conditions, cross_checks, document, forms, hyperparameters, space
 from orchestrator.document import Document, Path_
 from orchestrator.errors import BadInput, Problem
+from orchestrator.space import Choices
 from orchestrator.spec import Baselines, Budget, StudySpec
 
 LATER = {
@@ -68,10 +69,13 @@ def resolve(doc: Document, folder: Path) -> LoadedStudy:
     raw["training"] = _complete(training, entries)
     if isinstance(raw.get("search"), dict):
         raw["search"] = {**raw["search"], "space": {name: entry.to_json() for name, entry in entries.items()}}
+    waiting = _condition_problems(doc, entries, entry_names)
+    problems += waiting
     for name in sorted(set(names) & set(entry_names)):
         problems.append(doc.problem(("training", names[name]), "both", f"'{name}' is both fixed and searched"))
-    problems += cross_checks.check(doc, raw, entries, entry_names, folder)
-    problems += augmentation_checks.check(doc, raw, entries, entry_names)
+    sound = {} if waiting else entries  # of what cannot be walked nothing more is said
+    problems += cross_checks.check(doc, raw, sound, entry_names, folder)
+    problems += augmentation_checks.check(doc, raw, sound, entry_names)
     spec: StudySpec | None = None
     try:
         spec = StudySpec.model_validate(raw)
@@ -87,12 +91,13 @@ def resolve(doc: Document, folder: Path) -> LoadedStudy:
 def smoke(loaded: LoadedStudy) -> LoadedStudy:
     """The same study made tiny: 1 trial, 2 folds, 1 epoch, 40 rows, under a name of its own."""
     spec = loaded.spec
-    searched = {name: raw for name, raw in spec.search.space.items() if name != "epochs"}
+    left = space.fixed(spec.space, "epochs", 1)
     if spec.search.sampler == "grid":
-        searched = {name: {"choices": [entry.points()[0]]} for name, entry in spec.space.items() if name != "epochs"}
+        left = {name: Choices(choices=(value,)) for name, value in next(space.grid(left)).items()}
+    searched = {name: entry.to_json() for name, entry in left.items()}
     if not searched:  # only epochs were searched; the space needs one name
         searched = {"learning_rate": {"choices": [spec.training["learning_rate"]]}}
-    training = {name: value for name, value in spec.training.items() if name not in searched} | {"epochs": 1}
+    training = _complete({**spec.training, "epochs": 1}, searched)
     limit = min(40, spec.data.limit or 40)
     small = spec.model_copy(
         update={
@@ -153,6 +158,17 @@ def _search_space(doc: Document, search: Any, problems: list[Problem]) -> tuple[
         if entry is not None:
             entries[name] = entry
     return entries, written
+
+
+def _condition_problems(doc: Document, entries: space.Space, written: Mapping[str, str]) -> list[Problem]:
+    """Conditions that do not fit the rest of the space; nothing while some entry could not be read."""
+    if not written.keys() <= entries.keys():
+        return []
+    return [
+        doc.problem(("search", "space", written[name], "when"), "when", message)
+        for name, wrong in conditions.problems(entries).items()
+        for message in wrong
+    ]
 
 
 def _canonical_names(doc: Document, path: Path_, raw: Mapping[str, Any], problems: list[Problem]) -> dict[str, str]:

@@ -188,7 +188,8 @@ def _result_rows(seen: View, trials: Sequence[TrialRecord]) -> list[tuple[str, l
         losses = [words.number(item["folds"][index]["loss"]) for item in described]
         rows.append((f"loss of fold {fold['fold'] + 1}{repeat}, {fold['n']} items", losses))
     for key in seen.record.spec.search.space:
-        rows.append((escape(key), [escape(short(item["settings"][key])) for item in described]))
+        values = [item["settings"][key] if key in item["params"] else None for item in described]
+        rows.append((escape(key), [escape(short(value)) for value in values]))
     return rows
 
 
