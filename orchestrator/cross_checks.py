@@ -75,13 +75,16 @@ def _grid(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
 
 
 def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
-    data, model = section(raw, "data"), section(raw, "model")
+    data = section(raw, "data")
     path, split = data.get("path"), data.get("split")
     if isinstance(path, str) and split is not None and not readers.is_hub(path, data.get("format"), folder):
         yield doc.problem(("data", "split"), "no-effect", "'data.split' has a meaning only for a dataset of the hub")
-    path, revision = model.get("path"), model.get("revision")
-    if isinstance(path, str) and revision is not None and models.origin(path, folder) != "hub":
-        yield doc.problem(("model", "revision"), "no-effect", "'model.revision' has a meaning only for a hub model")
+    several = raw.get("models")
+    for at, model in enumerate(several if isinstance(several, list) else [raw.get("model")]):
+        place = ("model", "revision") if several is None else ("model", at, "revision")
+        path, revision = (model.get("path"), model.get("revision")) if isinstance(model, dict) else (None, None)
+        if isinstance(path, str) and revision is not None and models.origin(path, folder) != "hub":
+            yield doc.problem(place, "no-effect", "'model.revision' has a meaning only for a hub model")
 
 
 def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:

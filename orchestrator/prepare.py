@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator import augmentation, dataset, folds, forms, models, reach, readers, sizes, stores
+from orchestrator import augmentation, comparing, dataset, folds, forms, models, reach, readers, sizes, stores
 from orchestrator.augmentation import Pool
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
@@ -20,9 +20,14 @@ class Prepared:
     loaded: LoadedStudy
     snapshot: Snapshot
     plan: FoldPlan
-    model: ModelPin
+    models: tuple[ModelPin, ...]
     writers: dict[str, WriterPin]  # models that write training rows, by name
     pool: Pool | None
+
+    @property
+    def model(self) -> ModelPin:
+        """The only one, or the first."""
+        return self.models[0]
 
 
 def check(loaded: LoadedStudy) -> tuple[Snapshot | None, list[str]]:
@@ -86,14 +91,18 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         labels=stratified,
         groups=snapshot.groups,
     )
-    model = models.pin(loaded.spec.model, loaded.folder)
-    if model.origin == "hub":
-        cautions = [*cautions, *reach.cautions(loaded.spec, loaded.folder, model)]
+    pins = tuple(models.pin(source, loaded.folder) for source in loaded.spec.sources)
+    wrong = comparing.problem(loaded.spec, loaded.folder, pins)
+    if wrong:
+        raise BadInput([loaded.problem(("model",), "model", wrong)])
+    for source, pin in zip(loaded.spec.sources, pins, strict=True):
+        if pin.origin == "hub":
+            cautions = [*cautions, *reach.cautions(loaded.spec, source, loaded.folder, pin)]
     prepared = Prepared(
         loaded=loaded,
         snapshot=snapshot,
         plan=plan,
-        model=model,
+        models=pins,
         writers=augmentation.pins(loaded),
         pool=augmentation.pool(loaded.spec.data, loaded.folder),
     )
@@ -101,13 +110,25 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:
-    found = models.check(loaded.spec.model, loaded.folder, loaded.document.file)
-    own = [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+    own = [
+        loaded.problem(
+            ("model", "path") if loaded.spec.models is None else ("model", at, "path"), p.code, p.message, p.help
+        )
+        for at, source in enumerate(loaded.spec.sources)
+        for p in models.check(source, loaded.folder, loaded.document.file)
+    ]
+    if not own and (wrong := comparing.problem(loaded.spec, loaded.folder)):
+        own = [loaded.problem(("model",), "model", wrong)]
     return [*own, *augmentation.model_problems(loaded)]
 
 
 def _model_cautions(loaded: LoadedStudy) -> list[str]:
-    return [*models.cautions(loaded.spec.model), *reach.cautions(loaded.spec, loaded.folder)]
+    said = [
+        caution
+        for source in loaded.spec.sources
+        for caution in (*models.cautions(source), *reach.cautions(loaded.spec, source, loaded.folder))
+    ]
+    return list(dict.fromkeys(said))
 
 
 def _store_problems(loaded: LoadedStudy) -> list[Problem]:

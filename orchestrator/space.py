@@ -13,7 +13,7 @@ from orchestrator import conditions, hyperparameters
 from orchestrator.conditions import When
 from orchestrator.conditions import grid as grid
 from orchestrator.conditions import grid_size as grid_size
-from orchestrator.contract import Settings, digest
+from orchestrator.contract import ModelPin, Settings, digest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -235,9 +235,12 @@ def settings(fixed: Mapping[str, Any], params: Params, *, pooling: str = "auto")
     )
 
 
-def configuration_digest(value: Settings) -> str:
-    """Equal for configurations that train the same, by whichever version: units have their seeds from it."""
-    return digest(value.identity())
+def configuration_digest(value: Settings, model: ModelPin | None = None) -> str:
+    """Equal for configurations that train the same, by whichever version: units have their seeds from it.
+
+    model: where it is searched; else it is no part of a configuration.
+    """
+    return digest(value.identity() | ({} if model is None else {"model": model.identity()}))
 
 
 def default_params(space: Space) -> tuple[dict[str, Any], bool]:

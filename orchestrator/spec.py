@@ -216,7 +216,8 @@ class StudySpec(_Section):
     """One search, complete: everything not searched has its value here."""
 
     study: str = Field(description="name; letters, digits, dot, dash, underscore")
-    model: ModelSource
+    model: ModelSource = Field(description="the one to fine-tune; in a file also a list, of which the search chooses")
+    models: list[ModelSource] | None = Field(None, min_length=2, description="of a list: all of it; model is the first")
     task: Literal[
         "classification",
         "multi_label",
@@ -287,9 +288,21 @@ class StudySpec(_Section):
         return {**raw, "racing": {**racing, "rule": default_rule(raw["search"].get("sampler"))}}
 
     @property
+    def sources(self) -> list[ModelSource]:
+        """All models."""
+        return self.models or [self.model]
+
+    @property
+    def searched(self) -> Mapping[str, Any]:
+        """All that is searched, as JSON: the model first, where there are several."""
+        if self.models is None:
+            return self.search.space
+        return {hyperparameters.MODEL: {"choices": [each.path for each in self.models]}, **self.search.space}
+
+    @property
     def space(self) -> dict[str, space.Entry]:
-        """The searched hyperparameters, parsed."""
-        return {name: space.entry_from_json(name, raw) for name, raw in self.search.space.items()}
+        """The same, parsed."""
+        return {name: space.entry_from_json(name, raw) for name, raw in self.searched.items()}
 
     @property
     def most_epochs(self) -> int:
@@ -300,8 +313,8 @@ class StudySpec(_Section):
     def proposed(self) -> Mapping[str, Any]:
         """The space that the sampler is asked about, as JSON: shared epochs are nothing that it could choose."""
         if not self.share_epochs:
-            return self.search.space
-        return {**self.search.space, "epochs": {"choices": [self.most_epochs]}}
+            return self.searched
+        return {**self.searched, "epochs": {"choices": [self.most_epochs]}}
 
     @property
     def maximize(self) -> bool:
@@ -310,7 +323,8 @@ class StudySpec(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes this study this study: all but the budget, which may be raised later, and the artifacts."""
-        return self.model_dump(mode="json", exclude={"budget", "artifacts"})
+        unused = {"models"} if self.models is None else set()  # studies of before it keep their digests
+        return self.model_dump(mode="json", exclude={"budget", "artifacts"} | unused)
 
     def digest(self) -> str:
         """sha256 over `identity`."""
@@ -335,7 +349,10 @@ def json_schema() -> dict[str, Any]:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "foldtune study file"}
     schema["properties"]["study"]["pattern"] = f"^{NAME.pattern}$"
     short = {"type": "string", "minLength": 1, "description": "short for {path: ...}"}
-    schema["properties"]["model"] = {"anyOf": [{"$ref": "#/$defs/ModelSource"}, short]}
+    one = [{"$ref": "#/$defs/ModelSource"}, short]
+    several = {"type": "array", "minItems": 2, "items": {"anyOf": one}, "description": "the search chooses one of them"}
+    schema["properties"]["model"] = {"anyOf": [*one, several]}
+    del schema["properties"]["models"]
     names = schema["$defs"]["Baselines"]["properties"]["run"]["anyOf"][0]
     names["items"] = {"enum": list(baselines.KNOWN)}
     schema["properties"]["baselines"] = {"anyOf": [{"$ref": "#/$defs/Baselines"}, names]}

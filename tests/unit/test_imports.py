@@ -115,7 +115,7 @@ def test_training_knows_only_the_contract_and_pure_modules() -> None:
 def test_pure_modules_know_neither_the_database_nor_the_use_cases() -> None:
     pure = ["contract", "errors", "hyperparameters", "space", "objective", "folds", "lifecycle", "document", "spec"]
     pure += ["cross_checks", "study_file", "readers", "dataset", "models", "prepare", "console", "texts"]
-    pure += ["augmentation", "augmentation_checks"]
+    pure += ["augmentation", "augmentation_checks", "conditions", "comparing"]
     apart = ("sqlalchemy", "psycopg2", "orchestrator.database", "orchestrator.study", "orchestrator.trials")
     assert offenders(apart, [f"orchestrator.{name}" for name in pure]) == []
 
