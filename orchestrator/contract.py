@@ -284,6 +284,13 @@ class ModelPin:
     gradient_checkpointing: bool = False  # compute each layer anew in the backward pass
     quantization: str = "none"  # of the frozen layers: "none" or "nf4"
 
+    def identity(self) -> dict[str, Any]:
+        """What a unit's numbers depend on; its path differs by machine."""
+        always = {"pin": self.pin, "pooling": self.pooling, "normalize": self.normalize}
+        # named only where they are not the default, so that states written before there was a choice are still good
+        precision = {"precision": self.precision} if self.precision != "auto" else {}
+        return always | precision | ({"quantization": self.quantization} if self.quantization != "none" else {})
+
 
 @dataclass(frozen=True, kw_only=True)
 class WriterPin:
@@ -359,6 +366,7 @@ class TrainUnit:
     scratch: str | None = None  # folder for checkpoints; None: write none
     resume: Checkpoint | None = None  # go on from here; None: begin
     all_logits: bool = False  # report logits at every epoch: any may be the one that counts
+    model: str | None = None  # path of the model, of a study with several; None: its only one
     most_rows: int | None = None  # rows in one micro-step at most: more made the kernel kill a trainer; None: no limit
 
     def ended(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import baselines, forms, hyperparameters, models, objective, readers, space
+from orchestrator import baselines, conditions, forms, hyperparameters, models, objective, readers, space
 from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.epochs import shareable
@@ -18,6 +18,7 @@ from orchestrator.errors import Problem
 from orchestrator.spec import default_rule
 
 MOST_POINTS = 10_000
+ADAPTING = ("lora", "dora")  # methods with adapters
 ADAPTERS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_scaling", "target_modules", "top_layers")
 KINDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # tasks with several forms of rows -> the columns of each
     "causal_lm": {"prompt": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)},
@@ -35,7 +36,7 @@ def check(
 ) -> list[Problem]:
     """Contradictions between keys. written: the name that each searched hyperparameter has in the file."""
     problems = [*_grid(doc, raw, entries, written), *_sources(doc, raw, folder), *_racing(doc, raw)]
-    problems += [*_warmup(doc, raw, written), *_shared_epochs(doc, raw, entries, written)]
+    problems += [*_warmup(doc, entries, written), *_shared_epochs(doc, raw, entries, written)]
     problems += [*_method(doc, raw, entries, written), *_compared(doc, raw, entries, written)]
     problems += [*_baselines(doc, raw), *_stopping(doc, raw, entries, written)]
     task = raw.get("task")
@@ -75,13 +76,16 @@ def _grid(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
 
 
 def _sources(doc: Document, raw: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
-    data, model = section(raw, "data"), section(raw, "model")
+    data = section(raw, "data")
     path, split = data.get("path"), data.get("split")
     if isinstance(path, str) and split is not None and not readers.is_hub(path, data.get("format"), folder):
         yield doc.problem(("data", "split"), "no-effect", "'data.split' has a meaning only for a dataset of the hub")
-    path, revision = model.get("path"), model.get("revision")
-    if isinstance(path, str) and revision is not None and models.origin(path, folder) != "hub":
-        yield doc.problem(("model", "revision"), "no-effect", "'model.revision' has a meaning only for a hub model")
+    several = raw.get("models")
+    for at, model in enumerate(several if isinstance(several, list) else [raw.get("model")]):
+        place = ("model", "revision") if several is None else ("model", at, "revision")
+        path, revision = (model.get("path"), model.get("revision")) if isinstance(model, dict) else (None, None)
+        if isinstance(path, str) and revision is not None and models.origin(path, folder) != "hub":
+            yield doc.problem(place, "no-effect", "'model.revision' has a meaning only for a hub model")
 
 
 def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -106,9 +110,12 @@ def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
         yield doc.problem(where, "racing", message, "use fewer racing.first_folds, more folds, or racing: {rule: none}")
 
 
-def _warmup(doc: Document, raw: Mapping[str, Any], written: Mapping[str, str]) -> Iterator[Problem]:
+def _warmup(doc: Document, entries: space.Space, written: Mapping[str, str]) -> Iterator[Problem]:
     given = {**dict.fromkeys(section(doc.values, "training"), "training"), **dict.fromkeys(written, "search.space")}
-    if {"warmup_ratio", "warmup_steps"} <= given.keys():
+    both = {"warmup_ratio", "warmup_steps"}
+    if both <= entries.keys() == written.keys() and conditions.exclude(entries, *both):
+        return
+    if both <= given.keys():
         path = (*given["warmup_ratio"].split("."), "warmup_ratio")
         yield doc.problem(
             path, "no-effect", "'warmup_ratio' has no effect beside warmup_steps", "leave one of them out"
@@ -123,6 +130,10 @@ def _shared_epochs(
     if "epochs" not in entries:
         message = "'share_epochs' needs epochs in search.space: it is what the runs share"
         yield doc.problem(("share_epochs",), "no-effect", message, "search epochs, or leave share_epochs out")
+    for name, entry in entries.items():
+        if "epochs" in entry.when or (name == "epochs" and entry.when):
+            message = "with 'share_epochs' every trial has epochs, and no other hyperparameter may depend on them"
+            yield doc.problem(("search", "space", written[name], "when"), "share-epochs", message)
     schedules, steps, ratios = (extremes(raw, entries, f) for f in ("lr_schedule", "warmup_steps", "warmup_ratio"))
     wrong = [f"lr_schedule {each}" for each in schedules if not shareable(Settings(lr_schedule=each, warmup_ratio=0.0))]
     shared = Settings(lr_schedule="constant", warmup_steps=min(steps))
@@ -154,15 +165,26 @@ def _method(
 ) -> Iterator[Problem]:
     """What adapters are asked for and nothing has any."""
     methods = extremes(raw, entries, "method") if set(entries) == set(written) else ("lora",)
-    if {"lora", "dora"} & set(methods):
+    if set(ADAPTING) & set(methods):
+        waiting = {name: entries[name].when for name in ADAPTERS if name in entries}
+        yield from _without_adapters(
+            doc, {name: when["method"] for name, when in waiting.items() if "method" in when}, written
+        )
         return
     if methods == ("head",) and raw.get("task") in forms.HEADLESS:
         message = f"method head trains a classifier's head, and a language model has none — got task {raw['task']}"
         yield doc.problem(place(doc, "method", written), "method", message, "use method lora")
-    for name in sorted(ADAPTERS):
-        without = "full" not in methods or name != "top_layers"
+    yield from _without_adapters(doc, dict.fromkeys(sorted(ADAPTERS), methods), written)
+
+
+def _without_adapters(
+    doc: Document, methods: Mapping[str, tuple[Any, ...]], written: Mapping[str, str]
+) -> Iterator[Problem]:
+    """methods: of each hyperparameter of adapters, under which it counts."""
+    for name, those in methods.items():
+        without = not set(ADAPTING) & set(those) and ("full" not in those or name != "top_layers")
         if without and (where := place(doc, name, written)) in doc.places:
-            message = f"'{name}' has no effect with method {' or '.join(methods)}, which has no adapters"
+            message = f"'{name}' has no effect with method {' or '.join(those)}, which has no adapters"
             yield doc.problem(where, "no-effect", message)
 
 
@@ -223,11 +245,12 @@ def place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:
 
 
 def extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[Any, ...]:
-    """Of a hyperparameter: its choices, the ends of its range, or the one value that it has."""
+    """Of a hyperparameter: its choices or the ends of its range, and its default if it waits; or its one value."""
     entry = entries.get(name)
     if entry is None:
         return (section(raw, "training")[name],)
-    return entry.choices if isinstance(entry, space.Choices) else (entry.low, entry.high)
+    inactive = (hyperparameters.FIELDS[name].default,) if entry.when else ()
+    return (*(entry.choices if isinstance(entry, space.Choices) else (entry.low, entry.high)), *inactive)
 
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:

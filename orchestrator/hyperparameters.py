@@ -16,6 +16,8 @@ FIELDS: Mapping[str, dataclasses.Field[Any]] = {field.name: field for field in d
 ALIASES: Mapping[str, str] = {alias: name for name, field in FIELDS.items() for alias in field.metadata["aliases"]}
 TYPES: Mapping[str, Any] = typing.get_type_hints(Settings)
 
+MODEL = "model"  # the name of the model itself, where a study has several to choose from; its values are their paths
+
 # Names that Hugging Face users bring for what is a property of the frozen model here -> the help for them.
 OF_THE_MODEL: Mapping[str, str] = {
     **dict.fromkeys(
@@ -31,6 +33,7 @@ OF_THE_MODEL: Mapping[str, str] = {
         ("quantization", "quantization_config", "load_in_4bit", "bnb_4bit_quant_type", "qlora"),
         "write `model: {quantization: nf4}`",
     ),
+    MODEL: "write `model: [ONE, OTHER]` at the top of the file",
     "load_in_8bit": "8 bits are not supported: write `model: {quantization: nf4}`",
 }
 
@@ -45,9 +48,9 @@ MODULE_RULES = ("all-linear", "auto")
 _RANK_RULE = re.compile(r"(\d+(?:\.\d+)?)?r")
 
 
-def canonical_name(name: str) -> str | None:
-    """The field behind a name or alias; None if there is none."""
-    return name if name in FIELDS else ALIASES.get(name)
+def canonical_name(name: str, *, model: bool = False) -> str | None:
+    """The field behind a name or alias; None if there is none. model: the model is a name too."""
+    return name if name in FIELDS or (model and name == MODEL) else ALIASES.get(name)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -61,6 +64,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def check(name: str, value: Any) -> tuple[Any, str | None]:
     """(value in the field's type, None), or (value, what must hold and what was got)."""
+    if name == MODEL:
+        return value, None if isinstance(value, str) else f"'model' must be a model's path — got {show(value)}"
     kind = TYPES[name]
     if name == "lora_alpha":
         return _alpha(value)

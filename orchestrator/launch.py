@@ -93,7 +93,7 @@ def _insert(connection: Connection, prepared: Prepared) -> Any:
             "digest": wanted.digest(),
             "spec": wanted.model_dump_json(),
             "source": prepared.loaded.document.text,
-            "model": json.dumps(asdict(prepared.model)),
+            "model": json.dumps(_pins(prepared)),
             "snapshot": snapshot.sha256,
             "labels": json.dumps(snapshot.classes),
             "folder": str(prepared.loaded.folder),
@@ -135,6 +135,11 @@ def _artifacts(prepared: Prepared) -> dict[str, Any]:
     return {"store": stores.resolved(wanted.store, prepared.loaded.folder), "keep": wanted.keep}
 
 
+def _pins(prepared: Prepared) -> Any:
+    """The model, or a list where the study has several."""
+    return [asdict(pin) for pin in prepared.models] if prepared.loaded.spec.models else asdict(prepared.model)
+
+
 def _floor(prepared: Prepared) -> Mapping[str, float] | None:
     labels = prepared.snapshot.labels
     if labels is None:
@@ -150,11 +155,11 @@ def _plan_trials(connection: Connection, record: StudyRecord) -> None:
         insert_trial(connection, record, chosen, origin="baseline", in_space=False, searched=False)
     searched = record.spec.space
     default, in_space = space.default_params(searched)
-    is_default = space.configuration_digest(record.settings(default))
+    is_default = record.configuration(default)
     points: list[space.Params] = list(space.grid(searched)) if record.spec.search.sampler == "grid" else []
     if record.spec.share_epochs:
         points = epochs.families(points)
-    configurations = [space.configuration_digest(record.settings(point)) for point in points]
+    configurations = [record.configuration(point) for point in points]
     if is_default not in configurations:
         insert_trial(connection, record, default, origin="default", is_default=True, in_space=in_space, searched=False)
     trained: dict[str, int] = {}  # two points may be one configuration: at rank 16, alpha 2r is alpha 32
@@ -168,7 +173,7 @@ def _plan_trials(connection: Connection, record: StudyRecord) -> None:
             origin="grid",
             is_default=first is None and configuration == is_default,
             duplicate_of=first,
-            run=trained.get(space.configuration_digest(record.settings(longest))),
+            run=trained.get(record.configuration(longest)),
             epoch=point["epochs"] if record.spec.share_epochs else None,
         )
         trained.setdefault(configuration, trial)
@@ -208,7 +213,7 @@ def insert_trial(
             "origin": origin,
             "params": json.dumps(params),
             "settings": json.dumps(asdict(settings)),
-            "configuration": space.configuration_digest(settings),
+            "configuration": record.configuration(params),
             "duplicate_of": duplicate_of,
             "run": run,
             "epoch": epoch,
@@ -232,8 +237,10 @@ def _same_or_refuse(row: Mapping[str, Any], prepared: Prepared) -> tuple[str, ..
     differing = spec.differing_keys(stored.identity(), wanted.identity())
     if row["snapshot"] != prepared.snapshot.sha256:
         differing.append(f"data: was {row['snapshot'][:12]}, is {prepared.snapshot.sha256[:12]} (sha256 of the rows)")
-    if row["model"]["pin"] != prepared.model.pin:
-        differing.append(f"model: was {row['model']['pin'][:12]}, is {prepared.model.pin[:12]} (its weights)")
+    pins = row["model"] if isinstance(row["model"], list) else [row["model"]]
+    for was, now in zip(pins, prepared.models, strict=False):
+        if was["pin"] != now.pin:
+            differing.append(f"model: was {was['pin'][:12]}, is {now.pin[:12]} (the weights of {now.path})")
     if row["writers"] != {name: asdict(each) for name, each in prepared.writers.items()}:
         differing.append("augmentation: its models are others (their weights or prompts)")
     if row["pool"] != (prepared.pool.sha256 if prepared.pool else None):

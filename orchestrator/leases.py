@@ -52,7 +52,7 @@ def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -
         connection.execute(
             text(
                 "UPDATE trial SET state = 'running', opened_at = coalesce(opened_at, now()) WHERE id = :id "
-                "RETURNING settings, configuration"
+                "RETURNING settings, configuration, params->>'model' AS model"
             ),
             {"id": row["trial"]},
         )
@@ -78,6 +78,7 @@ def grant(connection: Connection, record: StudyRecord, unit: int, worker: int) -
         configuration=trial["configuration"],
         seconds_left=None if record.spec.budget.hours is None else budget.seconds_left(connection, record.id),
         charges=row["charges"],
+        model=(trial["model"] or record.model.path) if record.models else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator import (
     augmentation,
+    comparing,
     dataset,
     devices,
     folds,
@@ -25,6 +26,7 @@ from orchestrator import (
 from orchestrator.augmentation import Pool
 from orchestrator.contract import ModelPin, WriterPin
 from orchestrator.dataset import Snapshot
+from orchestrator.document import Path_
 from orchestrator.errors import BadInput, Problem
 from orchestrator.findings import Finding
 from orchestrator.folds import FoldPlan
@@ -40,10 +42,15 @@ class Prepared:
     loaded: LoadedStudy
     snapshot: Snapshot
     plan: FoldPlan
-    model: ModelPin
+    models: tuple[ModelPin, ...]
     writers: dict[str, WriterPin]  # models that write training rows, by name
     pool: Pool | None
     tokens: Tokens  # of the rows
+
+    @property
+    def model(self) -> ModelPin:
+        """The only one, or the first."""
+        return self.models[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,23 +150,26 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
         labels=stratified,
         groups=snapshot.groups,
     )
-    model = models.pin(loaded.spec.model, loaded.folder)
-    if model.origin == "hub":
-        _refuse_family(loaded, model)
-    counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed, model)
+    pins = tuple(models.pin(source, loaded.folder) for source in loaded.spec.sources)
+    if wrong := comparing.problem(loaded.spec, loaded.folder, pins):
+        raise BadInput([loaded.problem(("model",), "model", wrong)])
+    counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed, pins[0])
     found = [*snapshot.findings, *preflight.findings(loaded.spec, snapshot, counted)]
-    cautions = [*map(str, found), *models.cautions(loaded.spec.model)]
-    cautions += reach.cautions(loaded.spec, loaded.folder, model)
+    cautions = [*map(str, found)]
+    for at, (source, pin) in enumerate(zip(loaded.spec.sources, pins, strict=True)):
+        if pin.origin == "hub":
+            _refuse_family(loaded, at, pin)
+        cautions += [*models.cautions(source), *reach.cautions(loaded.spec, source, loaded.folder, pin)]
     prepared = Prepared(
         loaded=loaded,
         snapshot=snapshot,
         plan=plan,
-        model=model,
+        models=pins,
         writers=augmentation.pins(loaded),
         pool=augmentation.pool(loaded.spec.data, loaded.folder),
         tokens=counted,
     )
-    return prepared, [*cautions, *_size_cautions(loaded)]
+    return prepared, [*dict.fromkeys(cautions), *_size_cautions(loaded)]
 
 
 def _stopping_problems(loaded: LoadedStudy, rows: int) -> list[Problem]:
@@ -178,25 +188,41 @@ def _stopping_problems(loaded: LoadedStudy, rows: int) -> list[Problem]:
 
 
 def _model_problems(loaded: LoadedStudy) -> list[Problem]:
-    found = models.check(loaded.spec.model, loaded.folder, loaded.document.file, wanted=loaded.spec.task)
-    return [*_of_model(loaded, found), *augmentation.model_problems(loaded)]
+    own = [
+        found
+        for at, source in enumerate(loaded.spec.sources)
+        for found in _of_model(
+            loaded, at, models.check(source, loaded.folder, loaded.document.file, wanted=loaded.spec.task)
+        )
+    ]
+    if not own and (wrong := comparing.problem(loaded.spec, loaded.folder)):
+        own = [loaded.problem(("model",), "model", wrong)]
+    return [*own, *augmentation.model_problems(loaded)]
 
 
-def _of_model(loaded: LoadedStudy, found: list[Problem]) -> list[Problem]:
-    return [loaded.problem(("model", "path"), problem.code, problem.message, problem.help) for problem in found]
+def _of_model(loaded: LoadedStudy, at: int, found: list[Problem]) -> list[Problem]:
+    """The same of the study's models, at its place in the file."""
+    place: Path_ = ("model", "path") if loaded.spec.models is None else ("model", at, "path")
+    return [loaded.problem(place, each.code, each.message, each.help) for each in found]
 
 
-def _refuse_family(loaded: LoadedStudy, pin: ModelPin) -> None:
+def _refuse_family(loaded: LoadedStudy, at: int, pin: ModelPin) -> None:
     """Of a model of the hub, whose configuration has come with its pin."""
-    where = models.files(loaded.spec.model, loaded.folder, pin)
+    source = loaded.spec.sources[at]
+    where = models.files(source, loaded.folder, pin)
     config = {} if where is None else models.json_object(where / "config.json")
-    found = models.family_problems(loaded.spec.model, config, loaded.spec.task, loaded.document.file)
+    found = models.family_problems(source, config, loaded.spec.task, loaded.document.file)
     if found:
-        raise BadInput(_of_model(loaded, found))
+        raise BadInput(_of_model(loaded, at, found))
 
 
 def _model_cautions(loaded: LoadedStudy) -> list[str]:
-    return [*models.cautions(loaded.spec.model), *reach.cautions(loaded.spec, loaded.folder)]
+    said = [
+        caution
+        for source in loaded.spec.sources
+        for caution in (*models.cautions(source), *reach.cautions(loaded.spec, source, loaded.folder))
+    ]
+    return list(dict.fromkeys(said))
 
 
 def _store_problems(loaded: LoadedStudy) -> list[Problem]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator import models
 from orchestrator.contract import ModelPin
-from orchestrator.spec import StudySpec
+from orchestrator.spec import ModelSource, StudySpec
 
 # Model types whose configuration has another name for it; T5's `n_positions` is none, its positions have no end.
 NAMES: Mapping[str, str] = {
@@ -22,18 +22,18 @@ PAD = 1  # where the configuration does not say
 ENDLESS = 1_000_000_000  # tokenizers without a limit write 1e30
 
 
-def cautions(spec: StudySpec, folder: Path, pin: ModelPin | None = None) -> list[str]:
+def cautions(spec: StudySpec, source: ModelSource, folder: Path, pin: ModelPin | None = None) -> list[str]:
     """What a `max_length` beyond the model leads to; only the tokenizer knows whether a row is that long.
 
-    pin: of a model of the hub, whose files are not looked for without it.
+    source: one of the study's models. pin: of a model of the hub, whose files are not looked for without it.
     """
     length = int(spec.training["max_length"])
-    where = models.files(spec.model, folder, pin)
+    where = models.files(source, folder, pin)
     reach = None if where is None else tokens(where)
     if reach is None or length <= reach:
         return []
     return [
-        f"max_length must be at most {reach} for {spec.model.path!r} if any row is longer than that, got {length}: "
+        f"max_length must be at most {reach} for {source.path!r} if any row is longer than that, got {length}: "
         f"one such row fails every unit; write `training: {{max_length: {reach}}}` to have rows cut there"
     ]
 

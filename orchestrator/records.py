@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator import space
 from orchestrator.contract import ModelPin, Settings, WriterPin, build
 from orchestrator.folds import FoldPlan
+from orchestrator.hyperparameters import MODEL
 from orchestrator.spec import Budget, StudySpec
 
 
@@ -31,17 +32,22 @@ class StudyRecord:
     artifacts: Mapping[str, Any]  # {"store": "database" | folder | URL, "keep": n}
     pool: str | None = None  # sha256 of its rows without labels
     writers: Mapping[str, WriterPin] = field(default_factory=dict)  # models that write training rows
+    models: Mapping[str, ModelPin] = field(
+        default_factory=dict
+    )  # by path, where the search chooses; `model` is the first
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> StudyRecord:
         spec = StudySpec.model_validate(row["spec"])
         budget = Budget(trials=row["trials_total"], hours=row["hours_total"])
         plan = FoldPlan(row["plan"]["folds"], tuple(tuple(repeat) for repeat in row["plan"]["assignment"]))
+        several = row["model"] if isinstance(row["model"], list) else []
         return cls(
             id=row["id"],
             name=row["name"],
             spec=spec.model_copy(update={"budget": budget}),
-            model=build(ModelPin, row["model"]),
+            model=build(ModelPin, several[0] if several else row["model"]),
+            models={pin["path"]: build(ModelPin, pin) for pin in several},
             snapshot=row["snapshot"],
             pool=row["pool"],
             writers={name: build(WriterPin, pin) for name, pin in row["writers"].items()},
@@ -62,7 +68,16 @@ class StudyRecord:
 
     def settings(self, params: Mapping[str, Any]) -> Settings:
         """Every hyperparameter of a configuration of this study, resolved."""
-        return space.settings(self.spec.training, params, pooling=self.model.pooling)
+        return space.settings(self.spec.training, params, pooling=self.pin(params.get(MODEL)).pooling)
+
+    def configuration(self, params: Mapping[str, Any]) -> str:
+        """Equal for what trains the same, see `space.configuration_digest`."""
+        searched = self.pin(params.get(MODEL)) if self.models else None
+        return space.configuration_digest(self.settings(params), searched)
+
+    def pin(self, model: str | None) -> ModelPin:
+        """The model of this path; the first one, or the only one, where a configuration names none."""
+        return self.model if model is None else self.models[model]
 
 
 def key_of(trial: int, generation: int) -> str:
@@ -156,4 +171,5 @@ class Lease:
     settings: Settings
     configuration: str
     seconds_left: float | None
+    model: str | None = None  # its path, of a study with several; None: the study's only one
     charges: int = 0  # failures that were the unit's own; with any, it trains alone

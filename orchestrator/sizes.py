@@ -22,10 +22,15 @@ FLOAT32 = 4
 
 def resume_state(spec: StudySpec, folder: Path) -> int | None:
     """About how many bytes the largest state to go on from has; None where that cannot be told without a network."""
-    if models.origin(spec.model.path, folder) == "hub":
+    sizes = [_of_model(spec, source.path, folder) for source in spec.sources]
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def _of_model(spec: StudySpec, path: str, folder: Path) -> int | None:
+    if models.origin(path, folder) == "hub":
         return None
     try:
-        where = models.local_folder(spec.model.path, folder)
+        where = models.local_folder(path, folder)
         shapes = {name: shape for file in sorted(where.glob("*.safetensors")) for name, shape in header(file).items()}
     except (OSError, ValueError, RecursionError):
         return None

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import hyperparameters
-from orchestrator.contract import Settings, digest
+from orchestrator import conditions, hyperparameters
+from orchestrator.conditions import When
+from orchestrator.conditions import grid as grid
+from orchestrator.conditions import grid_size as grid_size
+from orchestrator.contract import ModelPin, Settings, digest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 MOST_STEPS = 100_000  # values of one range
 
-Params = Mapping[str, Any]  # one value for every searched name
+Params = Mapping[str, Any]  # one value for every searched name that is active
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Choices:
     """A list of values, each as likely as the others."""
 
     choices: tuple[Any, ...]
+    when: When = field(default_factory=dict)
 
     def __contains__(self, value: Any) -> bool:
         return value in self.choices
@@ -37,7 +40,7 @@ class Choices:
         return self.choices
 
     def to_json(self) -> dict[str, Any]:
-        return {"choices": list(self.choices)}
+        return {"choices": list(self.choices), **conditions.to_json(self.when)}
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import CategoricalDistribution
@@ -54,6 +57,7 @@ class Range:
     log: bool = False
     step: float | None = None
     whole: bool = False
+    when: When = field(default_factory=dict)
 
     def __contains__(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
@@ -74,7 +78,8 @@ class Range:
 
     def to_json(self) -> dict[str, Any]:
         entry: dict[str, Any] = {"low": self.low, "high": self.high}
-        return entry | ({"log": True} if self.log else {}) | ({"step": self.step} if self.step else {})
+        more = ({"log": True} if self.log else {}) | ({"step": self.step} if self.step else {})
+        return {**entry, **more, **conditions.to_json(self.when)}
 
     def distribution(self) -> BaseDistribution:
         from optuna.distributions import FloatDistribution, IntDistribution
@@ -97,7 +102,10 @@ def parse_entry(name: str, raw: Any) -> tuple[Entry | None, list[str]]:
             f"'{name}' must be a list of choices or a map with low and high — got {hyperparameters.show(raw)}"
         ]
     if "when" in raw:
-        return None, [f"'{name}': `when` is not supported in this version"]
+        entry, problems = parse_entry(name, {key: value for key, value in raw.items() if key != "when"})
+        when, wrong = conditions.parse(name, raw["when"])
+        problems = [*problems, *wrong]
+        return (None, problems) if problems or entry is None else (dataclasses.replace(entry, when=when), [])
     if "choices" in raw:
         extra = sorted(set(raw) - {"choices"})
         return (
@@ -200,20 +208,22 @@ def grid_problems(space: Space) -> dict[str, str]:
     return problems
 
 
-def grid_size(space: Space) -> int:
-    """How many configurations a grid has."""
-    return math.prod(len(entry) for entry in space.values())
-
-
-def grid(space: Space) -> Iterator[dict[str, Any]]:
-    """Every combination, the last name varying fastest."""
-    for values in itertools.product(*(entry.points() for entry in space.values())):
-        yield dict(zip(space, values, strict=True))
+def fixed(space: Space, name: str, value: Any) -> dict[str, Entry]:
+    """What is left to search once a hyperparameter has one value."""
+    gone, left = {name}, {}
+    for each in conditions.order(space):
+        when = dict(space[each].when)
+        waits = when.pop(name, None)
+        if each == name or (waits is not None and value not in waits) or gone & when.keys():
+            gone.add(each)
+        else:
+            left[each] = dataclasses.replace(space[each], when=when)
+    return {each: left[each] for each in space if each in left}
 
 
 def settings(fixed: Mapping[str, Any], params: Params, *, pooling: str = "auto") -> Settings:
     """Every hyperparameter of a configuration, `lora_alpha` as a number and `pooling: auto` as what it means here."""
-    values = {**fixed, **params}
+    values = {**fixed, **{name: value for name, value in params.items() if name != hyperparameters.MODEL}}
     modules = values.get("target_modules")
     if isinstance(modules, list):
         values["target_modules"] = tuple(modules)
@@ -225,22 +235,32 @@ def settings(fixed: Mapping[str, Any], params: Params, *, pooling: str = "auto")
     )
 
 
-def configuration_digest(value: Settings) -> str:
-    """Equal for configurations that train the same, by whichever version: units have their seeds from it."""
-    return digest(value.identity())
+def configuration_digest(value: Settings, model: ModelPin | None = None) -> str:
+    """Equal for configurations that train the same, by whichever version: units have their seeds from it.
+
+    model: where it is searched; else it is no part of a configuration.
+    """
+    return digest(value.identity() | ({} if model is None else {"model": model.identity()}))
 
 
 def default_params(space: Space) -> tuple[dict[str, Any], bool]:
-    """What the default configuration has for the searched names, and whether all of it lies in the space."""
-    params = {name: hyperparameters.FIELDS[name].default for name in space}
-    return params, all(params[name] in entry for name, entry in space.items())
+    """What the default configuration has for the searched names that are then active, and whether it lies in the space.
+
+    Its model is the first one.
+    """
+    defaults = {
+        name: entry.points()[0] if name == hyperparameters.MODEL else hyperparameters.FIELDS[name].default
+        for name, entry in space.items()
+    }
+    params = conditions.defaults(space, defaults)
+    return params, all(value in space[name] for name, value in params.items())
 
 
 def internal(space: Space, params: Params) -> dict[str, tuple[float, str]]:
     """name -> (value as Optuna stores it, its distribution as JSON), of those that are searched."""
     from optuna.distributions import distribution_to_json
 
-    found = {name: entry.distribution() for name, entry in space.items() if name in params}
+    found = {name: entry.distribution() for name, entry in space.items() if name in params}  # what is inactive has none
     return {name: (each.to_internal_repr(params[name]), distribution_to_json(each)) for name, each in found.items()}
 
 

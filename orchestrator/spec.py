@@ -132,7 +132,9 @@ class Search(_Section):
     """What is tried, and who proposes it."""
 
     sampler: Literal["tpe", "grid", "random", "gp"] = Field("tpe", description="tpe, grid, random or gp")
-    space: dict[str, Any] = Field(description="hyperparameter -> list of choices, or map with low and high")
+    space: dict[str, Any] = Field(
+        description="hyperparameter -> list of choices, or map with low and high; either with when"
+    )
 
 
 class Racing(_Section):
@@ -229,7 +231,8 @@ class StudySpec(_Section):
     """One search, complete: everything not searched has its value here."""
 
     study: str = Field(description="name; letters, digits, dot, dash, underscore")
-    model: ModelSource
+    model: ModelSource = Field(description="the one to fine-tune; in a file also a list, of which the search chooses")
+    models: list[ModelSource] | None = Field(None, min_length=2, description="of a list: all of it; model is the first")
     task: Literal[
         "classification",
         "seq2seq_classification",
@@ -305,9 +308,21 @@ class StudySpec(_Section):
         return {**raw, "racing": {**racing, "rule": default_rule(raw["search"].get("sampler"))}}
 
     @property
+    def sources(self) -> list[ModelSource]:
+        """All models."""
+        return self.models or [self.model]
+
+    @property
+    def searched(self) -> Mapping[str, Any]:
+        """All that is searched, as JSON: the model first, where there are several."""
+        if self.models is None:
+            return self.search.space
+        return {hyperparameters.MODEL: {"choices": [each.path for each in self.models]}, **self.search.space}
+
+    @property
     def space(self) -> dict[str, space.Entry]:
-        """The searched hyperparameters, parsed."""
-        return {name: space.entry_from_json(name, raw) for name, raw in self.search.space.items()}
+        """The same, parsed."""
+        return {name: space.entry_from_json(name, raw) for name, raw in self.searched.items()}
 
     def extremes(self, name: str) -> tuple[Any, ...]:
         """Of a hyperparameter: its choices, the ends of its range, or the one value that it has."""
@@ -325,8 +340,8 @@ class StudySpec(_Section):
     def proposed(self) -> Mapping[str, Any]:
         """The space that the sampler is asked about, as JSON: shared epochs are nothing that it could choose."""
         if not self.share_epochs:
-            return self.search.space
-        return {**self.search.space, "epochs": {"choices": [self.most_epochs]}}
+            return self.searched
+        return {**self.searched, "epochs": {"choices": [self.most_epochs]}}
 
     @property
     def maximize(self) -> bool:
@@ -340,8 +355,10 @@ class StudySpec(_Section):
 
     def identity(self) -> dict[str, Any]:
         """What makes this study this study: all but the budget, which may be raised later, and the artifacts."""
-        unused = set() if self.generation.metrics else {"generation"}  # studies from before there was any keep theirs
-        return self.model_dump(mode="json", exclude={"budget", "artifacts", *unused})
+        # what a study does not use is left out, so that studies of before there was any keep their digests
+        unused = {"generation"} if not self.generation.metrics else set()
+        unused |= {"models"} if self.models is None else set()
+        return self.model_dump(mode="json", exclude={"budget", "artifacts"} | unused)
 
     def digest(self) -> str:
         """sha256 over `identity`."""
@@ -366,7 +383,10 @@ def json_schema() -> dict[str, Any]:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "foldtune study file"}
     schema["properties"]["study"]["pattern"] = f"^{NAME.pattern}$"
     short = {"type": "string", "minLength": 1, "description": "short for {path: ...}"}
-    schema["properties"]["model"] = {"anyOf": [{"$ref": "#/$defs/ModelSource"}, short]}
+    one = [{"$ref": "#/$defs/ModelSource"}, short]
+    several = {"type": "array", "minItems": 2, "items": {"anyOf": one}, "description": "the search chooses one of them"}
+    schema["properties"]["model"] = {"anyOf": [*one, several]}
+    del schema["properties"]["models"]
     names = schema["$defs"]["Baselines"]["properties"]["run"]["anyOf"][0]
     names["items"] = {"enum": list(baselines.KNOWN)}
     schema["properties"]["baselines"] = {"anyOf": [{"$ref": "#/$defs/Baselines"}, names]}
@@ -380,6 +400,13 @@ def json_schema() -> dict[str, Any]:
         "minProperties": 1,
         "additionalProperties": {"anyOf": [_CHOICES, _CHOICES_MAP, _RANGE]},
     }
+    schema["$defs"]["When"] = {
+        "type": "object",
+        "description": "active only while each of these searched hyperparameters has (one of) these values",
+        "propertyNames": {"enum": [*names, hyperparameters.MODEL]},
+        "minProperties": 1,
+        "additionalProperties": {"anyOf": [{"type": ["string", "number"]}, _CHOICES]},
+    }
     return schema
 
 
@@ -390,7 +417,7 @@ def _aliases() -> list[tuple[str, str]]:
 _CHOICES: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}
 _CHOICES_MAP: dict[str, Any] = {
     "type": "object",
-    "properties": {"choices": _CHOICES},
+    "properties": {"choices": _CHOICES, "when": {"$ref": "#/$defs/When"}},
     "required": ["choices"],
     "additionalProperties": False,
 }
@@ -401,6 +428,7 @@ _RANGE: dict[str, Any] = {
         "high": {"type": "number"},
         "log": {"type": "boolean"},
         "step": {"type": ["number", "null"], "exclusiveMinimum": 0},
+        "when": {"$ref": "#/$defs/When"},
     },
     "required": ["low", "high"],
     "additionalProperties": False,

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL
 
-from orchestrator import lifecycle, optuna_tables, space
+from orchestrator import conditions, lifecycle, optuna_tables, space
 from orchestrator.contract import derive_seed
 from orchestrator.database.engine import CONNECT_ARGS, TIMEOUTS, connect, name_crash_points
 from orchestrator.errors import UNAVAILABLE, USAGE, FoldtuneError
@@ -94,18 +94,32 @@ def suggest(question: Question) -> tuple[dict[str, Any], str]:
 def answer(question: Question) -> tuple[dict[str, Any], str]:
     """`suggest`, in this process."""
     entries = {name: space.entry_from_json(name, raw) for name, raw in question.space.items()}
+    chosen: dict[str, Any] = {}
+    for at, names in enumerate(conditions.groups(entries)):
+        group = {name: entries[name] for name in names}
+        if conditions.holds(entries[names[0]].when, chosen):
+            chosen |= _of_group(question, group, at)
     startup = lifecycle.startup_trials(question.trials)
-    past = () if question.sampler == "random" else question.past
-    distributions = space.distributions(entries)
+    learnt = ("COMPLETE",) if question.sampler == "gp" else ("COMPLETE", "PRUNED")
+    known = sum(lifecycle.TOLD.get(past.state) in learnt for past in question.past)
+    by_model = question.sampler in ("tpe", "gp") and known >= startup
+    return {name: chosen[name] for name in entries if name in chosen}, "model" if by_model else "random"
+
+
+def _of_group(question: Question, group: space.Space, at: int) -> dict[str, Any]:
+    """Values for names that are active together, learnt from the trials that have them."""
+    startup = lifecycle.startup_trials(question.trials)
+    past = (
+        () if question.sampler == "random" else [each for each in question.past if group.keys() <= each.params.keys()]
+    )
+    if at:  # groups with one seed would draw the same numbers
+        question = replace(question, seed=derive_seed(question.seed, "group", at))
+    distributions = space.distributions(group)
     memory = _Memory([_trial(number, each, distributions) for number, each in enumerate(past, start=1)])
     asked = optuna.create_study(
         storage=memory, sampler=_sampler(question, startup, distributions), direction=_direction(question.maximize)
     )
-    params = dict(asked.ask(distributions).params)
-    learnt = ("COMPLETE",) if question.sampler == "gp" else ("COMPLETE", "PRUNED")
-    known = sum(lifecycle.TOLD.get(past.state) in learnt for past in question.past)
-    by_model = question.sampler in ("tpe", "gp") and known >= startup
-    return params, "model" if by_model else "random"
+    return dict(asked.ask(distributions).params)
 
 
 class _Memory(InMemoryStorage):
@@ -133,7 +147,7 @@ def _trial(number: int, past: Past, distributions: Mapping[str, BaseDistribution
         value=None if end is None else end.value,
         datetime_start=_LONG_AGO,
         datetime_complete=None if end is None else _LONG_AGO,
-        params=dict(past.params),
+        params={name: past.params[name] for name in distributions},
         distributions=dict(distributions),
         user_attrs={},
         system_attrs={} if end is None else dict(end.marks),

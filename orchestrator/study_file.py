@@ -13,10 +13,21 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator import augmentation_checks, cross_checks, document, forms, generation_checks, hyperparameters, space
+from orchestrator import (
+    augmentation_checks,
+    conditions,
+    cross_checks,
+    document,
+    forms,
+    generation_checks,
+    hyperparameters,
+    space,
+)
 from orchestrator.contract import Settings
 from orchestrator.document import Document, Path_
 from orchestrator.errors import BadInput, Problem
+from orchestrator.hyperparameters import MODEL
+from orchestrator.space import Choices
 from orchestrator.spec import Baselines, Budget, StudySpec
 
 LATER = {
@@ -66,19 +77,25 @@ def resolve(doc: Document, folder: Path) -> LoadedStudy:
             problems.append(doc.problem((key,), "later", f"'{key}' ({topic}) is not supported in this version"))
     training, names = _training(doc, raw.get("training"), problems)
     entries, entry_names = _search_space(doc, raw.get("search"), problems)
+    several = _several_models(doc, raw, problems)
     raw["training"] = _complete(training, entries)
     if isinstance(raw.get("search"), dict):
         raw["search"] = {**raw["search"], "space": {name: entry.to_json() for name, entry in entries.items()}}
+    if several is not None:
+        entries, entry_names = {MODEL: several, **entries}, {MODEL: MODEL, **entry_names}
+    waiting = _condition_problems(doc, entries, entry_names)
+    problems += waiting
     for name in sorted(set(names) & set(entry_names)):
         problems.append(doc.problem(("training", names[name]), "both", f"'{name}' is both fixed and searched"))
-    problems += cross_checks.check(doc, raw, entries, entry_names, folder)
-    problems += augmentation_checks.check(doc, raw, entries, entry_names)
+    sound = {} if waiting else entries  # of what cannot be walked nothing more is said
+    problems += cross_checks.check(doc, raw, sound, entry_names, folder)
+    problems += augmentation_checks.check(doc, raw, sound, entry_names)
     problems += generation_checks.check(doc, raw)
     spec: StudySpec | None = None
     try:
         spec = StudySpec.model_validate(raw)
     except ValidationError as error:
-        problems += [_translate(doc, detail) for detail in error.errors()]
+        problems += [_translate(doc, detail) for detail in _as_written(doc, error)]
     if problems or spec is None:
         problems.sort(key=lambda problem: (problem.line, problem.column))
         raise BadInput(problems)
@@ -89,17 +106,22 @@ def resolve(doc: Document, folder: Path) -> LoadedStudy:
 def smoke(loaded: LoadedStudy) -> LoadedStudy:
     """The same study made tiny: 1 trial, 2 folds, 1 epoch, 40 rows, under a name of its own."""
     spec = loaded.spec
-    fixed = {"epochs": 1, "patience": 0, "stopping_share": Settings().stopping_share}  # one epoch has nothing to stop
-    searched = {name: raw for name, raw in spec.search.space.items() if name not in fixed}
+    once = {"epochs": 1, "patience": 0, "stopping_share": Settings().stopping_share}  # one epoch has nothing to stop
+    left = spec.space
+    for name, value in once.items():
+        left = space.fixed(left, name, value)
     if spec.search.sampler == "grid":
-        searched = {name: {"choices": [entry.points()[0]]} for name, entry in spec.space.items() if name not in fixed}
+        left = {name: Choices(choices=(value,)) for name, value in next(space.grid(left)).items()}
+    model = {} if MODEL in left and len(left[MODEL]) > 1 else {"models": None}  # a grid's first point has the first one
+    searched = {name: entry.to_json() for name, entry in left.items() if name != MODEL}
     if not searched:  # only epochs were searched; the space needs one name
         searched = {"learning_rate": {"choices": [spec.training["learning_rate"]]}}
-    training = {name: value for name, value in spec.training.items() if name not in searched} | fixed
+    training = _complete({**spec.training, **once}, searched)
     limit = min(40, spec.data.limit or 40)
     small = spec.model_copy(
         update={
             "study": f"{spec.study[:40]}-smoke-{spec.digest()[:8]}",
+            **model,
             "training": training,
             "search": spec.search.model_copy(update={"space": searched}),
             "cross_validation": spec.cross_validation.model_copy(update={"folds": 2, "repeats": 1}),
@@ -156,6 +178,52 @@ def _search_space(doc: Document, search: Any, problems: list[Problem]) -> tuple[
         if entry is not None:
             entries[name] = entry
     return entries, written
+
+
+def _several_models(doc: Document, raw: dict[str, Any], problems: list[Problem]) -> Choices | None:
+    """The choice between models, where the file has a list of them; in `raw` then the first one is `model`."""
+    if "models" in raw:
+        raw.pop("models")
+        problems.append(doc.problem(("models",), "unknown-key", "unknown key 'models'", "write a list under `model`"))
+    given = raw.get(MODEL)
+    if not isinstance(given, list):
+        return None
+    if len(given) < 2:
+        message = f"'model' as a list needs at least 2 models to choose from — got {len(given)}"
+        problems.append(doc.problem((MODEL,), "model", message, "write the one model without a list"))
+        raw[MODEL] = given[0] if given else "none"
+        return None
+    several = [{"path": each} if isinstance(each, str) else each for each in given]
+    raw[MODEL], raw["models"] = several[0], several
+    paths = [each.get("path") if isinstance(each, dict) else None for each in several]
+    for at, path in enumerate(paths):
+        if path is not None and path in paths[:at]:
+            message = f"model {hyperparameters.show(path)} is given twice: a model is told by its path"
+            problems.append(doc.problem((MODEL, at), "model", message))
+    if not all(isinstance(path, str) and path for path in paths) or len(set(paths)) < len(paths):
+        return None
+    return Choices(choices=tuple(paths))
+
+
+def _as_written(doc: Document, error: ValidationError) -> list[dict[str, Any]]:
+    """Pydantic's errors by the places of the file, where a list of models stands under `model`."""
+    details: list[dict[str, Any]] = [dict(detail) for detail in error.errors()]
+    if not isinstance(doc.values.get(MODEL), list):
+        return details
+    several = [each for each in details if each["loc"][0] == "models"]
+    rest = [each for each in details if each["loc"][0] not in (MODEL, "models")]
+    return [*rest, *({**each, "loc": (MODEL, *each["loc"][1:])} for each in several)]
+
+
+def _condition_problems(doc: Document, entries: space.Space, written: Mapping[str, str]) -> list[Problem]:
+    """Conditions that do not fit the rest of the space; nothing while some entry could not be read."""
+    if not written.keys() <= entries.keys():
+        return []
+    return [
+        doc.problem(("search", "space", written[name], "when"), "when", message)
+        for name, wrong in conditions.problems(entries).items()
+        for message in wrong
+    ]
 
 
 def _canonical_names(doc: Document, path: Path_, raw: Mapping[str, Any], problems: list[Problem]) -> dict[str, str]:
@@ -224,9 +292,9 @@ def _translate(doc: Document, detail: Any) -> Problem:
 def _known_keys(path: Path_) -> list[str]:
     model: Any = StudySpec
     for part in path:
-        annotation = (
-            model.model_fields[part].annotation if isinstance(part, str) and part in model.model_fields else None
-        )
+        if isinstance(part, int):  # one of several models
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
@@ -251,8 +319,8 @@ def _origins(
                 origins[_dotted(here)] = _origin(doc, here if here in doc.places else None, key)
 
     walk(spec.model_dump(mode="json"), ())
-    if isinstance(doc.values["model"], str):  # the short form
-        origins["model.path"] = f"line {doc.places[('model',)][0]}"
+    if isinstance(doc.values[MODEL], str | list):  # a short form
+        origins["model.path"] = origins["models"] = f"line {doc.places[(MODEL,)][0]}"
     return origins
 
 

@@ -24,7 +24,6 @@ from orchestrator import (
     projection,
     queries,
     rungs,
-    space,
     study,
     turns,
     waiting,
@@ -36,12 +35,20 @@ from orchestrator.errors import UNAVAILABLE, FoldtuneError
 from orchestrator.launch import insert_trial
 from orchestrator.reconcile import reconcile, settle
 from orchestrator.records import Lease, StudyRecord
+from orchestrator.waiting import Opened
 
 REDRAWS = 10
 Taken = tuple[StudyRecord, Lease] | None
 
 
-def take(engine: Engine, worker: int, names: Sequence[str], *, held: Sequence[str] | None = None) -> Taken:
+def take(
+    engine: Engine,
+    worker: int,
+    names: Sequence[str],
+    *,
+    held: Sequence[str] | None = None,
+    opened: Opened | None = None,
+) -> Taken:
     """A unit to train, from the first of these studies that has one; None while there is none.
 
     Further folds of open trials first, then planned trials, then a new suggestion; under racing the first folds of all
@@ -49,10 +56,11 @@ def take(engine: Engine, worker: int, names: Sequence[str], *, held: Sequence[st
     others: only what fails alone is charged.
 
     held: tokens of the leases that this worker knows of; what else it is said to hold is given back. None: not known.
+    opened: the model that it has loaded, of a study that has several.
     """
     for name in names:
         try:
-            taken = _take_from(engine, worker, name, held)
+            taken = _take_from(engine, worker, name, held, opened)
         except queries.NoStudy:  # deleted since the caller read its name
             continue
         try:
@@ -68,19 +76,19 @@ def take(engine: Engine, worker: int, names: Sequence[str], *, held: Sequence[st
     return None
 
 
-def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | None) -> Taken:
+def _take_from(engine: Engine, worker: int, name: str, held: Sequence[str] | None, opened: Opened | None) -> Taken:
     """Lease what waits; else ask the sampler when it is this worker's turn, and look again.
 
     Asked outside the study's lock: a Gaussian process thinks for seconds, and nobody else could end a unit meanwhile.
     """
-    record, lease, wanting = _look(engine, worker, name, held)
+    record, lease, wanting = _look(engine, worker, name, held, opened)
     if not wanting:
         return None if lease is None else (record, lease)
     with turns.turn(engine, record.id) as mine:
         while mine and wanting:
-            record, lease, wanting = _look(engine, worker, name, held, _draw(engine, record))
+            record, lease, wanting = _look(engine, worker, name, held, opened, _draw(engine, record))
     if wanting:  # others draw all the time, or one is frozen: what comes after new suggestions
-        record, lease, _ = _look(engine, worker, name, held, draws=False)
+        record, lease, _ = _look(engine, worker, name, held, opened, draws=False)
     return None if lease is None else (record, lease)
 
 
@@ -89,6 +97,7 @@ def _look(
     worker: int,
     name: str,
     held: Sequence[str] | None,
+    opened: Opened | None,
     suggested: Suggested | None = None,
     *,
     draws: bool = True,
@@ -107,12 +116,16 @@ def _look(
         if not _is_open(connection, record) or not budget.has_room(connection, record):
             return record, None, False
         raced = record.spec.racing.on
-        unit = (waiting.first_rung_unit if raced else waiting.next_unit)(connection, record)
-        wanting = draws and unit is None and _next_number(connection, record) is not None
+        opened = opened if record.models else None
+        first = waiting.first_rung_unit if raced else waiting.next_unit
+        unit = first(connection, record, opened)
+        # another model's unit that waits is no reason to draw, or all of the budget would be drawn meanwhile
+        passed_by = unit is None and opened is not None and opened.only and first(connection, record) is not None
+        wanting = draws and unit is None and not passed_by and _next_number(connection, record) is not None
         if unit is None and not wanting and raced:
-            unit = waiting.further_unit(connection, record)
+            unit = waiting.further_unit(connection, record, opened)
         if unit is None and not wanting and not held:
-            unit = waiting.next_unit(connection, record, blameless=False)
+            unit = waiting.next_unit(connection, record, opened, blameless=False)
         lease = None if unit is None else leases.grant(connection, record, unit, worker)
         return record, lease, wanting
 
@@ -178,7 +191,7 @@ def _draw(engine: Engine, record: StudyRecord) -> Suggested | None:
 def _trained(engine: Engine, record: StudyRecord, params: Mapping[str, Any]) -> int | None:
     """The trial that has this configuration."""
     query = "SELECT id FROM trial WHERE study = :study AND configuration = :digest AND duplicate_of IS NULL"
-    digest = space.configuration_digest(record.settings(params))
+    digest = record.configuration(params)
     with transaction(engine) as connection:
         found = queries.scalar(connection, query, study=record.id, digest=digest)
     return None if found is None else int(found)

@@ -68,7 +68,7 @@ def _trials_table(seen: View) -> Table:
     for heading in ("trial", "state", "folds", "epochs run"):
         table.add_column(heading)
     table.add_column(seen.record.spec.objective, justify="right")
-    for name in seen.record.spec.search.space:
+    for name in seen.record.spec.searched:
         table.add_column(name, justify="right")
     shown = _most_telling(seen)
     best = seen.best
@@ -103,7 +103,7 @@ def _trial_row(seen: View, trial: TrialRecord) -> list[RenderableType]:
     label = trial.name if trial.is_default or trial.is_baseline or trial.number is not None else "–"
     cells: list[RenderableType] = [label, Text(trial.state, style=STYLES[trial.state]), dots, str(epochs), value]
     shown = {} if trial.is_baseline else trial.shown
-    return cells + [escape(short(shown[name])) if name in shown else "" for name in seen.record.spec.search.space]
+    return cells + [escape(short(shown[name])) if name in shown else "" for name in seen.record.spec.searched]
 
 
 def _so_far(seen: View, trial: TrialRecord) -> str:
@@ -189,8 +189,11 @@ def _result_rows(seen: View, trials: Sequence[TrialRecord]) -> list[tuple[str, l
         repeat = f" (repeat {fold['repeat'] + 1})" if len(seen.record.plan.assignment) > 1 else ""
         losses = [words.number(item["folds"][index]["loss"]) for item in described]
         rows.append((f"loss of fold {fold['fold'] + 1}{repeat}, {fold['n']} items", losses))
-    for key in seen.record.spec.search.space:
-        rows.append((escape(key), [escape(short(item["settings"][key])) for item in described]))
+    for key in seen.record.spec.searched:
+        values = [
+            item["settings"].get(key, item["params"][key]) if key in item["params"] else None for item in described
+        ]
+        rows.append((escape(key), [escape(short(value)) for value in values]))
     return rows
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator import baselines, curves, objective
 from orchestrator.curves import Epoch, FoldCurve
 from orchestrator.records import FoldResult, StudyRecord, TrialRecord
+from orchestrator.spec import StudySpec
 
 SAMPLERS = {
     "tpe": "TPE (multivariate)",
@@ -85,7 +86,7 @@ def study_note_of(
     validation = spec.cross_validation
     repeats = f", {validation.repeats} times" if validation.repeats > 1 else ""
     lines = [
-        f"**Question.** Which {', '.join(spec.search.space)} fine-tune `{spec.model.path}` best "
+        f"**Question.** Which {', '.join(spec.searched)} fine-tune {_models(spec)} best "
         f"on {len(record.plan.assignment[0])} rows of `{spec.data.path}` ({spec.task})?",
         "",
         f"**How.** {SAMPLERS[spec.search.sampler]} proposes, {validation.folds}-fold cross-validation{repeats} "
@@ -98,6 +99,11 @@ def study_note_of(
         + f" of {spec.budget.trials} trials.",
     ]
     return "\n".join([*lines, *_findings(record, best, default, baseline, curve)])
+
+
+def _models(spec: StudySpec) -> str:
+    paths = [f"`{source.path}`" for source in spec.sources]
+    return paths[0] if len(paths) == 1 else f"one of {', '.join(paths)}"
 
 
 def _findings(

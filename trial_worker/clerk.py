@@ -132,7 +132,9 @@ class Clerk(threading.Thread):
             return False
         if wanted.study is not None:
             names = [name for name in names if name == wanted.study]
-        taken = desk.line.persist(lambda: trials.take(desk.engine, desk.worker, names, held=desk.tokens()))
+        taken = desk.line.persist(
+            lambda: trials.take(desk.engine, desk.worker, names, held=desk.tokens(), opened=wanted.opened)
+        )
         if taken is None:
             return False
         record, lease = taken
@@ -180,9 +182,10 @@ class Clerk(threading.Thread):
         return [name for name in names if (not desk.names or name in desk.names) and name not in desk.refused]
 
     def _rows(self, record: StudyRecord) -> Path:
-        """The study's rows on this machine, its model verified; once for each study."""
+        """The study's rows on this machine, its models verified; once for each study."""
         if record.id not in self._data:
-            for pin in (record.model, *(writer.model for writer in record.writers.values())):
+            pins = record.models.values() or [record.model]
+            for pin in (*pins, *(writer.model for writer in record.writers.values())):
                 models.verify(pin)
             desk = self.desk
             self._data[record.id] = desk.line.persist(lambda: snapshots.fetch(desk.engine, record, desk.cache))

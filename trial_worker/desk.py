@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from orchestrator.contract import Checkpoint, EpochDone, Outcome, UnitEnded
 from orchestrator.devices import Device
 from orchestrator.records import Lease, StudyRecord
+from orchestrator.waiting import Opened
 from trial_worker.line import Line
 from trial_worker.spool import Delivery, Spool
 
@@ -25,11 +26,13 @@ from trial_worker.spool import Delivery, Spool
 class Wanted:
     """What the supervisor could train.
 
-    slots: units at once. study: only of this study; None: of any.
+    slots: units at once. study: only of this study; None: of any. opened: the model that is loaded, where it is one of
+    several of its study.
     """
 
     slots: int = 0
     study: str | None = None
+    opened: Opened | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from orchestrator.contract import (
 )
 from orchestrator.lifecycle import Cause
 from orchestrator.records import Lease
+from orchestrator.waiting import Opened
 from trial_worker import ahead, kernel, suspects
 from trial_worker.child import Death, Trainer
 from trial_worker.clerk import Clerk, given_back
@@ -146,13 +148,12 @@ class Foreman:
         if first is None or self._dropping or self.station.opening is not None:
             return
         self.station.start()
-        study = first.taken.record.id
-        if self.station.opened != study:
+        if (self.station.opened, self.station.model) != first.base:
             if not self._running():
-                self.station.open(open_message(first.taken))
+                self.station.open(open_message(first.taken), first.lease.model)
             return
         room = self.station.slots - len(self._running())
-        mine = [unit for unit, held in self._held.items() if held.taken.record.id == study]
+        mine = [unit for unit, held in self._held.items() if held.base == first.base]
         for unit in [unit for unit in self._suspects.may_run(mine) if not self._held[unit].sent][: max(0, room)]:
             self._hand_over(self._held[unit])
 
@@ -162,7 +163,7 @@ class Foreman:
         now = time.monotonic()
         to_go = [held.ends - now for held in self._held.values()]
         slots = 0 if alone else ahead.room(self.station.slots, to_go, within=ahead.AHEAD_SECONDS)
-        wanted = Wanted(slots, next((held.study for held in self._held.values()), None))
+        wanted = Wanted(slots, next((held.study for held in self._held.values()), None), self._opened(to_go))
         if wanted != self.desk.wanted:
             self.desk.wanted = wanted
             self.clerk.wake.set()
@@ -170,6 +171,14 @@ class Foreman:
         if surplus > 0 and not alone:
             for held in [held for held in self._held.values() if not held.sent][-surplus:]:
                 self._end(held, given_back(held.lease, "no slot is free soon"))
+
+    def _opened(self, to_go: Sequence[float]) -> Opened | None:
+        """The model whose units should come first. Those of another come only once all that is held ends soon."""
+        first = next(iter(self._held.values()), None)
+        model = self.station.model if first is None else first.lease.model
+        if model is None:
+            return None
+        return Opened(model, only=any(seconds > ahead.AHEAD_SECONDS for seconds in to_go))
 
     def _hand_over(self, held: Held) -> None:
         """Have the trainer begin a unit, or go on with it; what is damaged is fetched anew by its next lease."""
@@ -191,6 +200,8 @@ class Foreman:
             case Ready():
                 self.say(f"trainer on {message.device}: {self.station.versions}")
             case StudyOpened():
+                if self.station.model is not None:
+                    self.say(f"model {self.station.model} is open")
                 self.desk.slots = message.slots
                 self._deaths.pop(message.study, None)
             case StudyRefused():

@@ -42,6 +42,7 @@ class Station:
         self.trainer: Trainer | None = None
         self.opening: int | None = None  # study that is being loaded
         self.opened: int | None = None
+        self.model: str | None = None  # of the study that is being loaded or open: which of several
         self.slots = 1
         self.versions = "no trainer yet"
         self.device = ""
@@ -60,9 +61,9 @@ class Station:
             self._oom_kills = kernel.oom_kills()
             self.excuse()
 
-    def open(self, message: OpenStudy) -> None:
-        """Have it load a study in place of the last one's."""
-        self.opening, self.opened = message.study, None
+    def open(self, message: OpenStudy, model: str | None = None) -> None:
+        """Have it load a study in place of the last one's. model: its path, where the study has several."""
+        self.opening, self.opened, self.model = message.study, None, model
         self.ask(message)
 
     def ask(self, message: Any) -> None:

@@ -110,6 +110,7 @@ class Trainer:
         self._engine = engine
         self._device = device
         self._study: int | None = None  # the open one
+        self._model = ""  # path of the open one's
         self._pack: Pack | None = None  # of the open study
         self._waiting: deque[TrainUnit] = deque()  # units of the open study that no slot was free for
         self._training: set[int] = set()  # units in slots
@@ -140,6 +141,9 @@ class Trainer:
             case contract.TrainUnit() if message.study != self._study:
                 reason = f"study {message.study} is not open in this process"
                 self.tell(message.ended(Outcome.FAILED, reason))
+            case contract.TrainUnit() if message.model not in (None, self._model):
+                reason = f"model {message.model} is not open in this process"
+                self.tell(message.ended(Outcome.FAILED, reason))
             case contract.TrainUnit():
                 self._waiting.append(message)
             case contract.DropUnit():
@@ -150,7 +154,7 @@ class Trainer:
                 print(f"the trainer does not take {type(message).__name__}", file=sys.stderr)
 
     def _open(self, study: contract.OpenStudy) -> None:
-        """Load a study's model, tokenizer and rows in place of the last one's, whose units are dropped.
+        """Load a study's model, tokenizer and rows in place of the last ones, whose units are dropped.
 
         Two models at once could leave too little memory for a unit that fits alone, and it would be called infeasible.
         """
@@ -163,7 +167,7 @@ class Trainer:
         except Exception as error:
             self.tell(contract.StudyRefused(study=study.study, reason=_line(error), evidence=traceback.format_exc()))
         else:
-            self._study = study.study
+            self._study, self._model = study.study, study.model.path
             seconds = monotonic() - started
             self.tell(contract.StudyOpened(study=study.study, seconds=seconds, slots=self._pack.slots))
 

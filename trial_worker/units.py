@@ -37,6 +37,11 @@ class Held:
         return self.taken.record.name
 
     @property
+    def base(self) -> tuple[int, str | None]:
+        """What must be open for it to train: its study, and of several models which."""
+        return self.taken.record.id, self.lease.model
+
+    @property
     def complete(self) -> bool:
         """Whether its last epoch was reported: whatever happens now, nothing is left to train."""
         return self.chosen is not None or self.epoch == self.lease.settings.epochs
@@ -55,13 +60,13 @@ def intact(checkpoint: Checkpoint) -> bool:
 
 
 def open_message(taken: Taken) -> OpenStudy:
-    """What the trainer needs to load a study."""
+    """What the trainer needs to load a study, with the model of this unit."""
     record = taken.record
     return OpenStudy(
         study=record.id,
         name=record.name,
         task=record.spec.task,
-        model=record.model,
+        model=record.pin(taken.lease.model),
         data=str(taken.data),
         labels=record.labels,
         shots=record.spec.baselines.shots,
@@ -102,5 +107,6 @@ def work(held: Held, scratch: str) -> TrainUnit:
         scratch=scratch,
         resume=held.checkpoint if held.checkpoint is not None and held.checkpoint.kind == "resume" else None,
         all_logits=record.spec.share_epochs or lease.settings.patience > 0,
+        model=lease.model,
         most_rows=held.most_rows,
     )

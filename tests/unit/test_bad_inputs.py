@@ -393,7 +393,53 @@ SEARCH_SPACE = {
     "27 not searchable": Bad(space("max_length: [64, 128]"), r"'max_length' cannot be searched; set it under training"),
     "28 cmaes": Bad(space("epochs: [1]", "cmaes"), r"'search.sampler' must be one of tpe, grid, random, gp — got 'cmaes'"),
     "29 pruner": Bad(study(search="{pruner: asha, space: {epochs: [1, 2]}}"), r"unknown key 'search.pruner'"),
-    "30 condition": Bad(space("lora_rank: {choices: [4], when: {method: lora}}"), r"`when` is not supported in this version"),
+    "30 a condition that is no map": Bad(space("lora_rank: {choices: [4], when: lora}, method: [lora, head]"), r":6:\d+: 'lora_rank.when' must be a map .* — got 'lora'"),
+    "30 no condition": Bad(space("lora_rank: {choices: [4], when: {}}"), r"'lora_rank.when' must be a map .* — got \{\}"),
+    "30 a condition on what is fixed": Bad(space("lora_rank: {choices: [4], when: {method: lora}}"), r":6:\d+: 'lora_rank.when' needs 'method' to be searched"),
+    "30 a condition on nothing": Bad(space("lora_rank: {choices: [4], when: {methd: lora}}"), r"'lora_rank.when': unknown hyperparameter 'methd' — did you mean 'method'\?"),
+    "30 a condition on a range": Bad(space("r: {choices: [4], when: {epochs: 1}}, epochs: {low: 1, high: 2}"), r"'epochs' must be a list of choices, and it is a range"),
+    "30 a condition on no choice": Bad(space("r: {choices: [4], when: {method: full}}, method: [lora, head]"), r"'method' has no choice 'full' — choices are lora, head"),
+    "30 a condition on no value": Bad(space("r: {choices: [4], when: {method: dora2}}, method: [lora, head]"), r"'lora_rank.when': 'method' must be one of lora, dora, head, full — got 'dora2'"),
+    "30 a condition on an empty list": Bad(space("r: {choices: [4], when: {method: []}}, method: [lora, head]"), r"'method' needs at least one value"),
+    "30 a condition with a value twice": Bad(space("r: {choices: [4], when: {epochs: [1, 1.0]}}, epochs: [1, 2]"), r"'epochs' has the same value twice"),
+    "30 a condition by two names": Bad(space("batch_size: {choices: [4], when: {r: 4, lora_r: 4}}, r: [4, 8]"), r"'lora_r' is given twice, by two names"),
+    "30 conditions in a circle": Bad(space("r: {choices: [4, 8], when: {batch_size: 4}}, batch_size: {choices: [4, 8], when: {r: 4}}"), r":6:\d+: 'lora_rank.when' leads back to itself: lora_rank needs batch_size needs lora_rank"),
+    "30 a condition on itself": Bad(space("r: {choices: [4, 8], when: {r: 4}}", "grid"), r"'lora_rank.when' leads back to itself"),
+    "30 a condition that always holds": Bad(space("r: {choices: [4], when: {method: [lora, head]}}, method: [lora, head]"), r"'lora_rank.when': 'method' has no other choice, so that it always holds"),
+    "30 a condition that never holds": Bad(
+        space("batch_size: {choices: [4], when: {method: head, r: 4}}, r: {choices: [4, 8], when: {method: lora}}, method: [lora, head]"),
+        r"'batch_size.when' never holds: what it needs wants different values of 'method'",
+    ),
+    "30 adapters where there are none": Bad(
+        space("r: {choices: [4, 8], when: {method: head}}, method: [lora, head]"), r"'lora_rank' has no effect with method head, which has no adapters"
+    ),
+    "30 epochs that are shared and wait": Bad(
+        study(
+            share_epochs="true", training="{lr_schedule: constant, warmup_ratio: 0}",
+            search="{sampler: random, space: {epochs: [1, 2], batch_size: {choices: [4, 8], when: {epochs: 2}}}}",
+        ),
+        r":6:\d+: with 'share_epochs' every trial has epochs, and no other hyperparameter may depend on them",
+    ),
+    "30 the model among the hyperparameters": Bad(space("model: [a, b]"), r"unknown hyperparameter 'model'\n  help: write `model: \[ONE, OTHER\]`"),
+    "one model in a list": Bad(study(model="[./model]"), r":2:1: 'model' as a list needs at least 2 models to choose from — got 1"),
+    "no model in a list": Bad(study(model="[]"), r":2:1: 'model' as a list needs at least 2 models to choose from — got 0"),
+    "a model twice": Bad(study(model="[./model, {path: ./model, precision: float32}]"), r":2:18: model './model' is given twice: a model is told by its path"),
+    "a model of several that is not there": Bad(study(model="[./model, ./other]"), r":2:18: model './other': no such folder"),
+    "a key of a model of several": Bad(study(model="[./model, {path: ./other, precison: float32}]"), r":2:34: unknown key 'model.1.precison'\n  help: did you mean 'precision'"),
+    "a model of several without a path": Bad(study(model="[./model, {precision: float32}]"), r":2:18: missing 'model.1.path'"),
+    "a number among models": Bad(study(model="[./model, 3]"), r":2:18: 'model.1' must be a map of keys — got 3"),
+    "revision of one folder of several": Bad(study(model="[./model, {path: ./model2, revision: main}]"), r":2:35: 'model.revision' has a meaning only for a hub"),
+    "models as a key": Bad(study(models="[./a, ./b]"), r":7:1: unknown key 'models'\n  help: write a list under `model`"),
+    "a grid over models": Bad(study(model="[./model, ./m2]", search="{sampler: grid, space: {r: [4, 8]}}", budget="{trials: 3}"), r"a grid of 4 points runs all of them — got budget.trials 3"),
+    "a condition on no model": Bad(
+        study(model="[./model, ./m2]", search="{space: {r: {choices: [4, 8], when: {model: ./m3}}}}"), r"'model' has no choice './m3' — choices are ./model, ./m2"
+    ),
+    "a condition on the only model": Bad(space("r: {choices: [4, 8], when: {model: ./model}}"), r"'lora_rank.when' needs 'model' to be searched"),
+    "models with different tokenizers, and tokens are scored": Bad(
+        study(model="[./model, ./other]", task=CAUSAL, data="{path: rows.jsonl, text: text}"),
+        r":2:1: task causal_lm is scored in nats of tokens, .*; models with one tokenizer can be compared, and any for classification", 2,
+        {"other/config.json": "{}", "other/model.safetensors": b"", "other/tokenizer.json": "{}"},
+    ),
     "range of words": Bad(space("pooling: {low: 1, high: 2}"), r"'pooling' is no plain number: give a list of choices"),
     "missing high": Bad(space("epochs: {low: 1}"), r"'epochs': missing 'high'"),
     "unknown key of a range": Bad(space("epochs: {low: 1, high: 2, logg: true}"), r"unknown key 'logg' — did you mean 'log'\?"),
@@ -579,7 +625,7 @@ def test_a_model_that_may_do_its_task_is_not_refused(task: str, files: dict[str,
     said = json.loads(files["model/config.json"])
     kind = "halves" if said.get("is_encoder_decoder") else "encoder" if "Masked" in str(said) else "decoder"
     refused = {("causal_lm", "encoder"), ("causal_lm", "halves"), ("question_answering", "halves")}
-    refused |= {("seq2seq", "encoder"), ("seq2seq", "decoder")}
+    refused |= {(name, kind) for name in ("seq2seq", "seq2seq_classification") for kind in ("encoder", "decoder")}
     assert bool(families.problem(task, said)) == ((task, kind) in refused)
     assert families.problem(task, {**said, "architectures": None}) == ""
 

@@ -118,6 +118,7 @@ def test_pure_modules_know_neither_the_database_nor_the_use_cases() -> None:
     pure += ["cross_checks", "study_file", "readers", "dataset", "models", "prepare", "console", "texts"]
     pure += ["augmentation", "augmentation_checks", "families", "findings", "near", "preflight", "repeats", "tokens"]
     pure += ["suspects", "devices", "forecast"]
+    pure += ["conditions", "comparing"]
     apart = ("sqlalchemy", "psycopg2", "orchestrator.database", "orchestrator.study", "orchestrator.trials")
     assert offenders(apart, [f"orchestrator.{name}" for name in pure]) == []
 

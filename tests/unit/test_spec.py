@@ -273,3 +273,51 @@ def test_check_leaves_a_dataset_of_the_hub_to_launch(tmp_path: Path, monkeypatch
     checked = prepare.check(study_file.load(path))
     assert checked.snapshot is None
     assert "checked at launch" in checked.cautions[0]
+
+
+MODELS = "[./model, {path: ./other, precision: float32}]"
+
+
+def test_a_list_of_models_is_a_choice_that_others_may_wait_for() -> None:
+    searched = "{sampler: grid, space: {r: {choices: [4, 8], when: {model: ./other}}, epochs: [1, 2]}}"
+    loaded = load(study_text.study(model=MODELS, search=searched))
+    wanted = loaded.spec
+    assert list(wanted.space) == ["model", "lora_rank", "epochs"]
+    assert wanted.budget.trials == 2 + 4
+    assert [source.precision for source in wanted.sources] == ["auto", "float32"]
+    assert [source.path for source in wanted.sources] == list(wanted.space["model"].points()) == ["./model", "./other"]
+    assert space.default_params(wanted.space)[0] == {"model": "./model", "epochs": 3}
+    assert space.settings(wanted.training, {"model": "./model", "epochs": 3}) == space.settings({}, {})
+    assert StudySpec.model_validate_json(wanted.model_dump_json()) == wanted
+    assert wanted.proposed["model"] == {"choices": ["./model", "./other"]}
+    assert loaded.origins["model.path"] == "line 2"
+
+
+def test_one_model_has_the_identity_that_it_had_and_several_another() -> None:
+    one, several = load(study_text.study()).spec, load(study_text.study(model=MODELS)).spec
+    assert "models" not in one.identity()
+    assert one.digest() != several.digest()
+    swapped = load(study_text.study(model="[{path: ./other, precision: float32}, ./model]")).spec
+    assert several.digest() != swapped.digest()  # the default configuration has the first
+
+
+@pytest.mark.parametrize(("sampler", "models"), [("grid", ["./model"]), ("tpe", ["./model", "./other"])])
+def test_smoke_of_several_models_takes_the_first_point_of_a_grid(sampler: str, models: list[str]) -> None:
+    searched = (
+        f"{{sampler: {sampler}, space: {{r: {{choices: [4, 8], when: {{model: ./other}}}}, batch_size: [4, 8]}}}}"
+    )
+    small = study_file.smoke(load(study_text.study(model=MODELS, search=searched))).spec
+    assert [source.path for source in small.sources] == models
+    assert ("lora_rank" in small.search.space) == (sampler == "tpe")
+    assert set(small.training) | set(small.search.space) == set(Settings.__dataclass_fields__)
+    assert space.default_params(small.space)[0]
+
+
+def test_the_schema_accepts_several_models_and_conditions() -> None:
+    validator = jsonschema.Draft202012Validator(published("study"))
+    waits = {"choices": [4, 8], "when": {"model": ["./other"], "method": "lora"}}
+    values = document.parse(study_text.study(model=MODELS), "f").values
+    search = {"space": {"lora_rank": waits, "lora_alpha": {"low": 1, "high": 2, "when": {"r": [4, 8]}}}}
+    assert list(validator.iter_errors({**values, "search": search})) == []
+    assert list(validator.iter_errors({**values, "model": ["./model"]}))
+    assert list(validator.iter_errors({**values, "search": {"space": {"r": {"choices": [4], "when": {"rank": 4}}}}}))

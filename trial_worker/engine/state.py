@@ -63,17 +63,13 @@ class Saved:
 
 def identity(unit: TrainUnit, pin: ModelPin) -> str:
     """sha256 of all that a unit's numbers depend on, whichever machine or lease trains it."""
-    model = {"pin": pin.pin, "pooling": pin.pooling, "normalize": pin.normalize}  # its path differs by machine
-    # named only where they are not the default, so that states written before there was a choice are still good
-    model |= {"precision": pin.precision} if pin.precision != "auto" else {}
-    model |= {"quantization": pin.quantization} if pin.quantization != "none" else {}
     return digest(
         {
             "seed": unit.seed,
             "settings": unit.settings.identity(),
             "train": unit.train,
             "validation": unit.validation,
-            "model": model,
+            "model": pin.identity(),
         }
     )
 
