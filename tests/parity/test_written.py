@@ -28,7 +28,7 @@ CHATS = [
     {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
     for row in tiny_models.causal_rows()
 ]
-RATES = {"llama": 5e-3, "llama in turns": 5e-3, "t5": 1e-2}
+RATES = {"full": 1e-3, "dora": 5e-3, "llama": 5e-3, "llama in turns": 5e-3, "t5": 1e-2}
 CASES: dict[str, tuple[Callable[[Path], Path], str, list[Any], str]] = {
     "gpt2": (tiny_models.save_gpt2, "causal_lm", tiny_models.causal_rows(), "CAUSAL_LM"),
     "llama": (tiny_models.save_llama, "causal_lm", tiny_models.causal_rows(), "CAUSAL_LM"),
@@ -94,7 +94,7 @@ def test_texts_of_a_pack_are_those_of_peft(case: str, method: str, tmp_path: Pat
         return loaded
 
     # barely trained, so that the adapter matters and not every row is the same
-    rate = 1e-3 if method == "full" else RATES.get(case, 5e-2)
+    rate = RATES.get(method) or RATES.get(case, 5e-2)
     unit = tiny_models.unit(epochs=3, learning_rate=rate, lora_alpha="3r", method=method)
     unit = dataclasses.replace(unit, scratch=str(tmp_path))
     found: list[dict[int, str]] = []
