@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from orchestrator import objective
 from orchestrator.folds import FoldPlan
 from orchestrator.objective import Tallies
+from orchestrator.records import FoldResult
 
 SHOWN = 12  # epochs in a table for people
 
@@ -68,6 +69,20 @@ def pooled(folds: Sequence[FoldCurve], plan: FoldPlan) -> list[Epoch]:
         if math.isfinite(loss):
             curve.append(Epoch(epoch, _mean(trained, rows), loss))
     return curve
+
+
+def reported(results: Sequence[FoldResult], folds: Sequence[FoldCurve], plan: FoldPlan) -> Epoch | None:
+    """Losses at the epoch that counts for each fold, pooled like an epoch of a curve, named by the last such one.
+
+    results: of finished folds; None without any.
+    """
+    if not results:
+        return None
+    learnt = {(fold.repeat, fold.fold): fold.epochs for fold in folds}
+    trained = [learnt.get((one.repeat, one.fold), {}).get(one.epoch, (None, {}))[0] for one in results]
+    rows = [plan.training_rows(one.repeat, one.fold) for one in results]
+    loss = objective.validation_loss(objective.add(one.tallies for one in results))
+    return Epoch(max(one.epoch for one in results), _mean(trained, rows), loss) if math.isfinite(loss) else None
 
 
 def overfitting(curve: Sequence[Epoch]) -> Overfitting | None:

@@ -174,10 +174,9 @@ def _note(engine: Engine, shown: Any, record: StudyRecord) -> None:
         best = next(iter(queries.best_trials(connection, record.id, 1, maximize=record.spec.maximize)), None)
         default = next(iter(queries.default_trials(connection, record.id)), None)
         measured = queries.baseline_trials(connection, record.id)
-        learnt = queries.fold_curves(connection, record.id, [] if best is None else [best.id])
+        learnt = "" if best is None else _learnt(connection, record, best)
     searched = {state: count for (state, of_search), count in counts.items() if of_search}
-    curve = [] if best is None else curves.pooled(learnt.get(best.id, []), record.plan)
-    note = words.study_note_of(record, searched, best, default, words.best_baseline(record, measured), curve)
+    note = words.study_note_of(record, searched, best, default, words.best_baseline(record, measured), learnt)
     if digest(note) != record.noted:
         study.save_note(shown, note)
         with transaction(engine) as connection:
@@ -185,6 +184,13 @@ def _note(engine: Engine, shown: Any, record: StudyRecord) -> None:
                 text("UPDATE study SET noted = :noted WHERE id = :id"), {"noted": digest(note), "id": record.id}
             )
     _plot(engine, shown, record, best, default)
+
+
+def _learnt(connection: Connection, record: StudyRecord, trial: TrialRecord) -> str:
+    """How a complete trial learnt, in words."""
+    folds = queries.fold_curves(connection, record.id, [trial.id]).get(trial.id, [])
+    results = queries.fold_results(connection, record.id, [trial.id])
+    return words.course(curves.pooled(folds, record.plan), curves.reported(results, folds, record.plan))
 
 
 def _plot(

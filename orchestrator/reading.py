@@ -39,6 +39,10 @@ class View:
         """Of its finished folds, pooled."""
         return curves.pooled([fold for fold in self.learnt.get(trial.id, ()) if fold.done], self.record.plan)
 
+    def reported(self, trial: TrialRecord) -> Epoch | None:
+        """Its losses at the epoch that counts, pooled over its finished folds."""
+        return curves.reported(self.trial_results(trial), self.learnt.get(trial.id, ()), self.record.plan)
+
     @property
     def best(self) -> TrialRecord | None:
         """The best complete trial, the default configuration included."""
@@ -100,7 +104,7 @@ def status(seen: View) -> dict[str, Any]:
 def all_curves(seen: View) -> list[dict[str, Any]]:
     """`status --json --curves`: of every trial that has reported an epoch, unfinished folds too; no baselines."""
     return [
-        learnt.described(trial, seen.learnt[trial.id], seen.curve(trial))
+        learnt.described(trial, seen.learnt[trial.id], seen.curve(trial), seen.reported(trial))
         for trial in seen.trials
         if trial.id in seen.learnt and not trial.is_baseline
     ]
@@ -109,11 +113,10 @@ def all_curves(seen: View) -> list[dict[str, Any]]:
 def best(seen: View) -> dict[str, Any] | None:
     """`best --json`; None while nothing is complete."""
     trial = seen.best
-    return (
-        None
-        if trial is None
-        else describe(seen, trial) | learnt.course(seen.curve(trial)) | {"baselines": baselines(seen)}
-    )
+    if trial is None:
+        return None
+    course = learnt.course(seen.curve(trial), seen.reported(trial))
+    return describe(seen, trial) | course | {"baselines": baselines(seen)}
 
 
 def baselines(seen: View) -> list[dict[str, Any]]:

@@ -135,8 +135,8 @@ def _running(seen: View) -> list[Text]:
 
 def curves(seen: View) -> RenderableType:
     """`status --curves`."""
-    fine_tunes = [(trial, seen.curve(trial)) for trial in seen.trials if not trial.is_baseline]
-    return learnt.table([(trial, curve) for trial, curve in fine_tunes if curve])
+    fine_tunes = [(each, seen.curve(each), seen.reported(each)) for each in seen.trials if not each.is_baseline]
+    return learnt.table([(trial, curve, end) for trial, curve, end in fine_tunes if curve])
 
 
 def result(seen: View) -> RenderableType:
@@ -213,7 +213,7 @@ def conclusions(seen: View) -> list[str]:
         ]
         share = f"{sum(losses)} of {len(losses)} folds"
         lines.append(f"Trial {best.name} has a lower loss than the default configuration on {share}.")
-    lines += [said] if (said := words.course(seen.curve(best))) else []
+    lines += [said] if (said := words.course(seen.curve(best), seen.reported(best))) else []
     if (named := words.best_baseline(record, seen.trials)) is not None:
         lines.append(words.against_baseline(record, best, named))
     elif record.floor:

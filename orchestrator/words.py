@@ -75,12 +75,12 @@ def study_note_of(
     best: TrialRecord | None,
     default: TrialRecord | None,
     baseline: TrialRecord | None,
-    curve: Sequence[Epoch] = (),
+    learnt: str = "",
 ) -> str:
     """The same.
 
-    counts: state -> searched trials in it; best: of `best_trial`; default: the default configuration; curve: of the
-    best trial, pooled over its folds.
+    counts: state -> searched trials in it; best: of `best_trial`; default: the default configuration; learnt: the best
+    trial's `course`.
     """
     spec = record.spec
     validation = spec.cross_validation
@@ -98,7 +98,7 @@ def study_note_of(
         + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         + f" of {spec.budget.trials} trials.",
     ]
-    return "\n".join([*lines, *_findings(record, best, default, baseline, curve)])
+    return "\n".join([*lines, *_findings(record, best, default, baseline, learnt)])
 
 
 def _models(spec: StudySpec) -> str:
@@ -111,12 +111,12 @@ def _findings(
     best: TrialRecord | None,
     default: TrialRecord | None,
     baseline: TrialRecord | None,
-    curve: Sequence[Epoch],
+    learnt: str,
 ) -> list[str]:
     if best is None or best.value is None:
         return []
     lines = ["", f"**Best.** Trial {best.name}: {number(best.value)} with {assignment(best.shown)}."]
-    lines += [said] if (said := course(curve)) else []
+    lines += [learnt] if learnt else []
     if default is not None and default.value is not None:
         lines.append(f"The default configuration reaches {number(default.value)}.")
     if baseline is not None:
@@ -126,15 +126,17 @@ def _findings(
     return lines
 
 
-def course(curve: Sequence[Epoch]) -> str:
-    """A pooled curve in a sentence or two: the gap at its end, and where overfitting began; nothing without a gap."""
-    if not curve or (gap := curve[-1].gap) is None:
+def course(curve: Sequence[Epoch], end: Epoch | None) -> str:
+    """How a trial learnt, in a sentence or two: the gap at its end, and where it overfits; nothing without a gap.
+
+    curve: pooled. end: as `curves.reported`.
+    """
+    if end is None or end.gap is None:
         return ""
-    last = curve[-1]
-    side = "below" if gap >= 0 else "above"
+    side = "below" if end.gap >= 0 else "above"
     said = (
-        f"At epoch {last.epoch} its training loss is {number(last.train_loss)}, {number(abs(gap))} {side} "
-        f"the validation loss of {number(last.validation_loss)}."
+        f"Its training loss is {number(end.train_loss)}, {number(abs(end.gap))} {side} its validation loss of "
+        f"{number(end.validation_loss)}."
     )
     if (found := curves.overfitting(curve)) is None:
         return said
@@ -168,7 +170,7 @@ def trial_note(
     else:
         lines.append(f"**{trial.state}**" + (f": {trial.reason}" if trial.reason else "") + ".")
     curve = curves.pooled(learnt, record.plan)
-    lines += [said] if (said := course(curve)) else []
+    lines += [said] if (said := course(curve, curves.reported(folds, learnt, record.plan))) else []
     if folds:
         by_fold = {(each.repeat, each.fold): each for each in learnt}
         lines += [

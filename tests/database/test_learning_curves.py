@@ -64,8 +64,8 @@ def test_the_best_trial_says_its_gap_and_where_it_overfits(engine: Engine, tmp_p
     assert found["gap"] == pytest.approx(0.455)
     assert found["overfitting"] == {"onset": 2, "end": 3, "rise": pytest.approx(0.2), "fall": pytest.approx(0.1)}
     said = (
-        "At epoch 3 its training loss is 0.2500, 0.4550 below the validation loss of 0.7050. It overfits after "
-        "epoch 2: by epoch 3 the validation loss has risen by 0.2000, while the training loss has fallen by 0.1000."
+        "Its training loss is 0.2500, 0.4550 below its validation loss of 0.7050. It overfits after epoch 2: by epoch "
+        "3 the validation loss has risen by 0.2000, while the training loss has fallen by 0.1000."
     )
     assert said in view.conclusions(seen)
     attributes = dict(studies.rows(engine, "SELECT key, value_json FROM public.study_system_attributes"))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.contract import EpochDone, Generation, Outcome, TrainUnit, UnitEnded
+from orchestrator.hyperparameters import FIELDS
 from tests import tiny_models
 from tests.parity.test_against_peft import company
 from trial_worker.engine import Base, Pack, Rows
@@ -27,14 +28,14 @@ CHATS = [
     {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
     for row in tiny_models.causal_rows()
 ]
-RATES = {"t5 itself": 1e-3, "llama": 5e-3, "llama in turns": 5e-3, "t5": 1e-2}
+RATES = {"full": 1e-3, "dora": 5e-3, "llama": 5e-3, "llama in turns": 5e-3, "t5": 1e-2}
 CASES: dict[str, tuple[Callable[[Path], Path], str, list[Any], str]] = {
     "gpt2": (tiny_models.save_gpt2, "causal_lm", tiny_models.causal_rows(), "CAUSAL_LM"),
     "llama": (tiny_models.save_llama, "causal_lm", tiny_models.causal_rows(), "CAUSAL_LM"),
     "llama in turns": (tiny_models.save_llama, "causal_lm", CHATS, "CAUSAL_LM"),
     "t5": (tiny_models.save_t5, "seq2seq", tiny_models.rewriting_rows(), "SEQ_2_SEQ_LM"),
-    "t5 itself": (tiny_models.save_t5, "seq2seq", tiny_models.rewriting_rows(), ""),  # no adapter: method full
 }
+METHODS = [method for method in FIELDS["method"].metadata["choices"] if method not in ("lora", "head")]
 
 
 def asked(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -78,8 +79,11 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_texts_of_a_pack_are_those_of_peft(case: str, tmp_path: Path, heard: Heard) -> None:
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [*((case, "lora") for case in CASES), *((case, method) for case in ("gpt2", "t5") for method in METHODS)],
+)
+def test_texts_of_a_pack_are_those_of_peft(case: str, method: str, tmp_path: Path, heard: Heard) -> None:
     save, task_name, rows, kind = CASES[case]
     task = task_named(task_name, ())
     save(tmp_path / "model")
@@ -90,8 +94,8 @@ def test_texts_of_a_pack_are_those_of_peft(case: str, tmp_path: Path, heard: Hea
         return loaded
 
     # barely trained, so that the adapter matters and not every row is the same
-    settings: dict[str, Any] = {"lora_alpha": "3r"} if kind else {"method": "full"}
-    unit = tiny_models.unit(epochs=3, learning_rate=RATES.get(case, 5e-2), **settings)
+    rate = RATES.get(method) or RATES.get(case, 5e-2)
+    unit = tiny_models.unit(epochs=3, learning_rate=rate, lora_alpha="3r", method=method)
     unit = dataclasses.replace(unit, scratch=str(tmp_path))
     found: list[dict[int, str]] = []
     for slots, others in ((1, []), (3, company(4))):
@@ -101,7 +105,7 @@ def test_texts_of_a_pack_are_those_of_peft(case: str, tmp_path: Path, heard: Hea
     assert done.checkpoint is not None
     plain = base()
     before = {row: by_peft(plain.model, plain, rows[row]) for row in unit.validation}
-    model = in_peft(plain, kind) if kind else plain.model
+    model = plain.model if method == "full" else in_peft(plain, kind, use_dora=method == "dora")
     trained = {f"weight/{name}": p for name, p in model.named_parameters()}
     for name, value in load_file(done.checkpoint.path).items():
         trained[name].data = value.double()
@@ -113,10 +117,10 @@ def test_texts_of_a_pack_are_those_of_peft(case: str, tmp_path: Path, heard: Hea
     assert tallies(BOTH, written, wanted).items() <= done.tallies.items()
 
 
-def in_peft(base: Base, kind: str) -> Any:
+def in_peft(base: Base, kind: str, **more: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = peft.LoraConfig(task_type=kind, r=4, lora_alpha=12, target_modules="all-linear")  # type: ignore[arg-type]
+        config = peft.LoraConfig(task_type=kind, r=4, lora_alpha=12, target_modules="all-linear", **more)  # type: ignore[arg-type]
         return peft.get_peft_model(base.model, config).eval()
 
 

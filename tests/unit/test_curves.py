@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from orchestrator import curves, learnt, plots, words
 from orchestrator.curves import Epoch, FoldCurve
 from orchestrator.folds import FoldPlan
+from orchestrator.records import FoldResult
 
 LOSS = st.floats(0.01, 10)
 CURVES = st.lists(st.tuples(LOSS, LOSS), min_size=1, max_size=9).map(
@@ -96,8 +97,9 @@ def test_without_a_training_loss_there_is_no_gap_and_no_word_of_it(nothing: floa
     """A baseline trains nothing."""
     pooled = curves.pooled([fold(0, [(nothing, 3.0, 10)]), fold(1, [(0.5, 3.0, 10)])], PLAN)
     assert pooled == [Epoch(1, None, 0.3)]
-    assert learnt.course(pooled) == {"train_loss": None, "gap": None, "overfitting": None}
-    assert words.course(pooled) == ""
+    assert learnt.course(pooled, pooled[0]) == {"train_loss": None, "gap": None, "overfitting": None}
+    assert words.course(pooled, pooled[0]) == ""
+    assert words.course([], None) == ""
 
 
 @given(CURVES, st.integers(2, 5), st.integers(1, 9))
@@ -110,15 +112,30 @@ def test_a_thinned_curve_keeps_its_ends_and_what_it_must(given: list[Epoch], mos
     assert found == sorted(found, key=lambda each: each.epoch)
 
 
+def test_the_end_of_a_trial_is_each_folds_own_epoch_that_counts() -> None:
+    folds = [fold(0, [(1.0, 30.0, 30), (0.4, 15.0, 30)]), fold(1, [(2.0, 20.0, 10), (0.8, 30.0, 10), (0.1, 9.0, 10)])]
+    ends = [(0, 1, 30.0, 30), (1, 3, 9.0, 10)]
+    results = [
+        FoldResult(trial=1, repeat=0, fold=n, epoch=epoch, tallies={"nats": nats, "items": items})
+        for n, epoch, nats, items in ends
+    ]
+    assert curves.reported(results, folds, PLAN) == Epoch(3, pytest.approx((1.0 * 1 + 0.1 * 3) / 4), 39 / 40)
+    assert curves.reported(results, folds[:1], PLAN) == Epoch(3, None, 39 / 40)
+    assert curves.reported([], folds, PLAN) is None
+
+
 def test_a_course_in_words_says_gap_and_onset() -> None:
-    assert words.course(curve([0.9, 0.8], [0.7, 0.6])) == (
-        "At epoch 2 its training loss is 0.6000, 0.2000 below the validation loss of 0.8000."
+    def said(given: list[Epoch]) -> str:
+        return words.course(given, given[-1])
+
+    assert said(curve([0.9, 0.8], [0.7, 0.6])) == (
+        "Its training loss is 0.6000, 0.2000 below its validation loss of 0.8000."
     )
-    assert words.course(curve([0.5, 0.75], [0.6, 0.25])).endswith(
+    assert said(curve([0.5, 0.75], [0.6, 0.25])).endswith(
         "It overfits after epoch 1: by epoch 2 the validation loss has risen by 0.2500, while the training loss has "
         "fallen by 0.3500."
     )
-    assert "0.1000 above the validation loss" in words.course(curve([0.5], [0.6]))
+    assert "0.1000 above its validation loss" in said(curve([0.5], [0.6]))
 
 
 def test_the_figure_has_every_fold_and_both_pooled_losses_and_marks_the_onset() -> None:
