@@ -65,7 +65,7 @@ def _progress(seen: View) -> Table:
 
 def _trials_table(seen: View) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for heading in ("trial", "state", "folds", "epochs run"):
+    for heading in ("trial", "state", "folds", "epochs"):
         table.add_column(heading)
     table.add_column(seen.record.spec.objective, justify="right")
     for name in seen.record.spec.searched:

@@ -98,9 +98,13 @@ def magnitude_weight(site: Site) -> HeadWeight:
     return HeadWeight(name, (site.outputs,), decays(name))
 
 
-def row_norms(base: nn.Module) -> Tensor:
-    """(outputs,) the lengths of a layer's rows of weights, with which a magnitude begins."""
-    return torch.linalg.vector_norm(dense_weight(base.base if isinstance(base, SlotLinear) else base), dim=1)
+def row_norms(base: nn.Module, dtype: torch.dtype) -> Tensor:
+    """(outputs,) the lengths of a layer's rows of weights, with which a magnitude begins.
+
+    dtype: as `norms` will have them; rounded to the weights' own, the untrained model would be another one.
+    """
+    weight = dense_weight(base.base if isinstance(base, SlotLinear) else base)
+    return weight.to(dtype).square().sum(1).sqrt()
 
 
 def dense_weight(base: nn.Module) -> Tensor:

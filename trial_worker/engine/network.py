@@ -164,7 +164,7 @@ class Network:
             fresh[site.a] = torch.empty(rank, site.inputs).uniform_(-limit, limit, generator=generator)
             fresh[site.b] = torch.zeros(site.outputs, rank)
             if self.kind.dora:
-                fresh[magnitude_of(site)] = row_norms(self.survey.model.get_submodule(site.name))
+                fresh[magnitude_of(site)] = row_norms(self.survey.model.get_submodule(site.name), self.anchor.dtype)
         fresh |= fresh_heads(
             {head.prefix: head.template for head in self.survey.heads}, seed, head_std(self.base.model)
         )
