@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -51,6 +52,33 @@ def test_the_links_connect_what_comparing_all_connects(texts: list[str]) -> None
     for link in links:
         assert link.like < link.row
         assert link.alike == near.jaccard(bags[link.row], bags[link.like]) >= ALIKE
+
+
+GROUPS = st.lists(st.none() | st.integers(0, 3), min_size=30, max_size=30)
+
+
+@given(texts=TEXTS.filter(len), groups=GROUPS, auto=st.booleans())
+def test_rows_share_a_name_where_texts_groups_or_likeness_connect_them(
+    texts: list[str], groups: list[int | None], auto: bool
+) -> None:
+    rows: list[dict[str, str]] = [{"text": text} for text in texts]
+    for row, by in zip(rows, groups, strict=False):
+        row |= {} if by is None else {"group": str(by)}
+    names, _ = repeats.find(rows, range(len(rows)), auto=auto)
+    sets = [{row} for row in range(len(rows))]
+    near_sets = brute(texts) if auto else set()
+    for one in range(len(rows)):
+        for other in range(one):
+            same = texts[one] == texts[other] or (groups[one] is not None and groups[one] == groups[other])
+            if same or any({one, other} <= each for each in near_sets):
+                sets[one] |= sets[other]
+                for member in sets[one]:
+                    sets[member] = sets[one]
+    if names is None:
+        assert all(len(each) == 1 for each in sets)
+    else:
+        for one, other in itertools.combinations(range(len(rows)), 2):
+            assert (names[one] == names[other]) == (sets[one] is sets[other])
 
 
 def changed(words: list[str], count: int, draw: random.Random) -> str:
