@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator.contract import Settings, derive_seed
 from trial_worker.engine.base import Base
-from trial_worker.engine.decoder import reading_decoder
 from trial_worker.engine.dora import Directed, SlotDora, magnitude_of, magnitude_weight, row_norms
-from trial_worker.engine.heads import (
-    READERS,
-    Answer,
-    Reader,
-    SlotHead,
-    fresh_heads,
-    head_std,
-    read_mean,
-    read_tokens,
-    reading_logits,
-)
+from trial_worker.engine.heads import Answer, Reader, SlotHead, fresh_heads, head_std
+from trial_worker.engine.installed import Installed
 from trial_worker.engine.lora import Factors, SlotLinear
 from trial_worker.engine.lora_grouped import Stack
 from trial_worker.engine.memory import Layout, Memory
-from trial_worker.engine.narrow import Reads
 from trial_worker.engine.noise import SlotDropout, noise_in_place
 from trial_worker.engine.survey import Head, Kind, Survey, head_weights, lora_scale, survey
 from trial_worker.tasks.interface import answers
@@ -35,28 +24,18 @@ from trial_worker.tasks.interface import answers
 RANKS = 8  # grouped products want rows of whole 16 bytes, in half precision
 
 
-class Network:
-    """Adapters of up to `slots` units on a base. The base is changed only between `install` and `remove`.
-
-    memory: the slots' weights. read: what it says of a batch, while installed. answer: as `Task.answer`.
-    """
+class Network(Installed):
+    """Adapters of up to `slots` units on a base."""
 
     def __init__(self, base: Base, kind: Kind, slots: int, answer: Answer = answers) -> None:
-        self.base = base
-        self._answer = answer
-        self.kind = kind
-        self.slots = slots
+        super().__init__(base, kind, slots, answer)
         self.survey: Survey = survey(base, kind)
         self._heads = head_weights(self.survey.heads)
         if kind.dora:
             self._heads += tuple(magnitude_weight(site) for site in self.survey.sites)
         self._directed: dict[tuple[int, int], Directed] = {}
         self._head_views: dict[str, dict[int, Mapping[str, Tensor]]] = {one.prefix: {} for one in self.survey.heads}
-        self._open: dict[int, Settings] = {}
-        self._drops = any(type(part) is nn.Dropout for part in self.survey.model.modules())
         self.memory = self._memory(rank=0)
-        self._installed = ExitStack()
-        self._reader: Reader | None = None
 
     @property
     def anchor(self) -> Tensor:
@@ -74,35 +53,9 @@ class Network:
         """As `dora.Slots`."""
         return self._directed[site, slot]
 
-    def install(self) -> None:
-        """Put the slots' layers and heads into the model."""
-        if self._reader is None:
-            self._reader = self._installed.enter_context(self._in_place())
-
-    def remove(self) -> None:
-        """Leave the base as it was."""
-        self._installed.close()
-        self._reader = None
-
-    @property
-    def reads(self) -> Reads:
-        """Which tokens of the last layer `read` needs."""
-        return "all" if self.kind.pooling == "mean" else self.base.reads
-
-    @property
-    def read(self) -> Reader:
-        assert self._reader is not None
-        return self._reader
-
     def open(self, slot: int, settings: Settings, seed: int) -> None:
-        """A unit takes a slot: fresh weights from its seed alone, PEFT's for LoRA, transformers' for a head.
-
-        Raises:
-            ValueError: its settings ask for what this model does not have.
-        """
-        if settings.dropout and not self._drops:
-            name = type(self.base.model).__name__
-            raise ValueError(f"dropout: {name} has none but in its attention; lora_dropout is the adapters' own")
+        """As `Installed.open`: PEFT's fresh weights for LoRA, transformers' for a head."""
+        self._refuse_unless_possible(settings)
         if self.grows(settings.lora_rank):
             self._grow(_whole(settings.lora_rank))
         self._enter(slot, settings)
@@ -111,18 +64,13 @@ class Network:
             named[name].copy_(value)
 
     def grows(self, rank: int) -> bool:
-        """Whether a unit of this rank needs all slots to be larger than they are."""
+        """As `Installed.grows`."""
         return rank > self.memory.layout.rank
 
     def slot_bytes(self, rank: int) -> int:
         """Of one slot with room for this rank: weights, gradients and both moments."""
         layout = Layout(self.survey.sites, self._heads, _whole(rank))
         return 4 * layout.size * self.memory.weights.element_size()
-
-    def close(self, slot: int) -> None:
-        """The unit is gone from its slot."""
-        self.memory.close(slot)
-        self._open.pop(slot, None)
 
     def _enter(self, slot: int, settings: Settings) -> None:
         self.memory.open(slot, settings.lora_rank, lora_scale(settings), settings.lora_dropout)
@@ -192,18 +140,10 @@ class Network:
                     model.set_submodule(head.name, own)
                 else:
                     mean = own
-            if mean is not None:
-                yield read_mean(model, mean, self._answer)
-            elif self.base.family in READERS:
-                yield READERS[self.base.family](model, self._answer)
-            elif self.base.family == "seq2seq":
-                with reading_decoder(model, self._answer) as reader:
-                    yield reader
-            elif self.base.plain_head and type(model.get_output_embeddings()) is nn.Linear:  # type: ignore[no-untyped-call]
-                yield read_tokens(model)
-            else:
-                with reading_logits(model) as reader:
-                    yield reader
+            head_of_words = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+            plain = self.base.plain_head and type(head_of_words) is nn.Linear  # no adapter is on it
+            with self._reading(model, mean, plain_head=plain) as reader:
+                yield reader
         finally:
             for name, module in before.items():
                 model.set_submodule(name, module)

@@ -18,6 +18,7 @@ from trial_worker.engine.base import Base
 from trial_worker.engine.baseline_slot import BaselineSlot
 from trial_worker.engine.capacity import Capacity, Group, free_bytes, slots_within
 from trial_worker.engine.errors import UnitStopped, is_out_of_memory, leaves_no_device
+from trial_worker.engine.installed import Installed
 from trial_worker.engine.losses import Bundle, training_loss
 from trial_worker.engine.micro_step import MicroStep, lay_out
 from trial_worker.engine.network import Network
@@ -66,8 +67,8 @@ class Pack:
         self._new: list[TrainUnit] = []
         self._given: dict[int, Sequence[Made]] = {}  # of units to come, by their numbers
         self._slots: dict[int, Slot] = {}  # by their place
-        self._networks: dict[Kind, Network | WholeNetwork] = {}
-        self._network: Network | WholeNetwork | None = None  # in the model now
+        self._networks: dict[Kind, Installed] = {}
+        self._network: Installed | None = None  # in the model now
 
     @property
     def free(self) -> int:
@@ -187,7 +188,7 @@ class Pack:
             return [failed(unit, error)]
         return []
 
-    def _made(self, kind: Kind) -> Network | WholeNetwork:
+    def _made(self, kind: Kind) -> Installed:
         # its memory is as large as four models: nothing of it stays for the next unit
         self._networks = {known: network for known, network in self._networks.items() if not known.whole}
         if kind.whole:

@@ -22,13 +22,12 @@ from trial_worker.engine.class_weights import balanced
 from trial_worker.engine.clock import Clock, Forecast
 from trial_worker.engine.dropout import row_keys
 from trial_worker.engine.errors import UnitStopped
+from trial_worker.engine.installed import Installed
 from trial_worker.engine.losses import Bundle, Sample, bundles, share_of
-from trial_worker.engine.network import Network
 from trial_worker.engine.scores import pack_predictions
 from trial_worker.engine.state import Position
 from trial_worker.engine.stopping import Stopping
 from trial_worker.engine.training_part import training_part
-from trial_worker.engine.whole import WholeNetwork
 from trial_worker.tasks.interface import Scores
 from trial_worker.tasks.rows import Rows
 
@@ -47,7 +46,7 @@ class Slot:
         unit: TrainUnit,
         base: Base,
         rows: Rows,
-        network: Network | WholeNetwork,
+        network: Installed,
         made: Sequence[Made] = (),
         generation: Generation | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -16,29 +16,17 @@ from transformers import PreTrainedModel
 
 from orchestrator.contract import Settings
 from trial_worker.engine.base import Base
-from trial_worker.engine.decoder import reading_decoder
-from trial_worker.engine.heads import (
-    READERS,
-    Answer,
-    MeanHead,
-    Reader,
-    fresh_heads,
-    head_std,
-    read_mean,
-    reading_logits,
-)
+from trial_worker.engine.heads import Answer, MeanHead, Reader, fresh_heads, head_std
+from trial_worker.engine.installed import Installed
 from trial_worker.engine.memory import HeadWeight, Layout, Memory
-from trial_worker.engine.narrow import Reads
 from trial_worker.engine.noise import noise_in_place
 from trial_worker.engine.optimizer import decays
 from trial_worker.engine.survey import MEAN_HEAD, Kind, layers_above
 from trial_worker.tasks.interface import answers
 
 
-class WholeNetwork:
-    """As `Network`, of one slot: what is trained is the model itself, or its last layers, and its head."""
-
-    slots = 1
+class WholeNetwork(Installed):
+    """One slot, in which the model itself is trained, or its last layers, and its head."""
 
     def __init__(self, base: Base, kind: Kind, answer: Answer = answers) -> None:
         """Raises ValueError if the frozen weights are not held in full precision."""
@@ -46,9 +34,7 @@ class WholeNetwork:
         if base.pin.quantization != "none" or held not in (torch.float32, torch.float64):
             how = base.pin.quantization if base.pin.quantization != "none" else str(held).removeprefix("torch.")
             raise ValueError(f"method full trains the weights themselves, which must be float32: the base is {how}")
-        self.base = base
-        self.kind = kind
-        self._answer = answer
+        super().__init__(base, kind, 1, answer)
         mean = kind.pooling == "mean"
         self.model = cast(PreTrainedModel, base.model.base_model) if mean else base.model
         hidden = int(base.model.config.get_text_config().hidden_size)
@@ -60,9 +46,6 @@ class WholeNetwork:
             self._trained |= {f"{MEAN_HEAD}.{name}": p for name, p in self._mean.named_parameters()}
         weights = tuple(HeadWeight(name, tuple(p.shape), decays(name)) for name, p in self._trained.items())
         self.memory = Memory(Layout((), weights, rank=0), 1, base.device, held)
-        self._open: dict[int, Settings] = {}
-        self._installed = ExitStack()
-        self._reader: Reader | None = None
 
     def _is_trained(self, name: str) -> bool:
         if self.kind.pooling == "mean" and "pooler" in name.split("."):
@@ -72,42 +55,18 @@ class WholeNetwork:
         above = layers_above(self.model, name)
         return above is not None and above < self.kind.top_layers
 
-    @property
-    def reads(self) -> Reads:
-        """As `Network.reads`."""
-        return "all" if self._mean is not None else self.base.reads
-
-    @property
-    def read(self) -> Reader:
-        assert self._reader is not None
-        return self._reader
-
     def grows(self, rank: int) -> bool:
-        """As `Network.grows`: it has no adapters."""
+        """As `Installed.grows`: it has no adapters."""
         return False
 
     def open(self, slot: int, settings: Settings, seed: int) -> None:
-        """The unit takes the slot: pretrained weights, and a fresh head from its seed alone."""
+        """As `Installed.open`: pretrained weights, and a fresh head."""
+        self._refuse_unless_possible(settings)
         self.memory.open(slot, 0, 0.0, 0.0)
         self._open[slot] = settings
         fresh = fresh_heads(self._heads, seed, head_std(self.base.model))
         for name, view in self.memory.named(slot).items():
             view.copy_(fresh.get(name, self._trained[name].detach()))
-
-    def close(self, slot: int) -> None:
-        """The unit is gone from its slot."""
-        self.memory.close(slot)
-        self._open.pop(slot, None)
-
-    def install(self) -> None:
-        """Lend the model's parameters to the unit."""
-        if self._reader is None:
-            self._reader = self._installed.enter_context(self._in_place())
-
-    def remove(self) -> None:
-        """Give the base its own weights back."""
-        self._installed.close()
-        self._reader = None
 
     @contextmanager
     def _in_place(self) -> Iterator[Reader]:
@@ -119,17 +78,12 @@ class WholeNetwork:
                 p.data = weights[name]
                 p.requires_grad_()
                 p.grad = gradients[name]  # autograd adds to it in place
-            with noise_in_place(self.model, self._open):
-                if self._mean is not None:
-                    yield read_mean(self.model, self._mean, self._answer)
-                elif self.base.family in READERS:
-                    yield READERS[self.base.family](self.model, self._answer)
-                elif self.base.family == "seq2seq":
-                    with reading_decoder(self.model, self._answer) as reader:
-                        yield reader
-                else:  # the head is trained as well, so that the model's own code has to apply it
-                    with reading_logits(self.model) as reader:
-                        yield reader
+            # a language model's head is trained as well, so that the model's own code has to apply it
+            with (
+                noise_in_place(self.model, self._open),
+                self._reading(self.model, self._mean, plain_head=False) as reader,
+            ):
+                yield reader
         finally:
             for name, p in self._trained.items():
                 p.requires_grad_(False)
