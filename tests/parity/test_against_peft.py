@@ -113,7 +113,7 @@ def plain(
     task_type: str | None = None,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of every step and the final adapter of the textbook loop, from the same fresh weights."""
-    settings, base, items = unit.settings, pack.base, pack.rows.items(unit.settings.max_length)
+    settings, base = unit.settings, pack.base
     causal = not pack.rows.task.labels
     loss_of = loss_of or (causal_loss if causal else class_loss)
     with warnings.catch_warnings():
@@ -137,10 +137,24 @@ def plain(
     assert trained.keys() == start.keys()
     for name, p in trained.items():
         p.data = start[name].clone()
+    decayed = [name for name in trained if "bias" not in name]
+    return textbook(model, trained, decayed, pack, unit, loss_of)
+
+
+def textbook(
+    model: Any,
+    trained: dict[str, torch.Tensor],
+    decayed: Sequence[str],
+    pack: Pack,
+    unit: TrainUnit,
+    loss_of: Callable[[Any, Base, Sequence[Item], float], Losses],
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of every step and the final weights. trained: parameters of the model; decayed: those that decay."""
+    settings, items = unit.settings, pack.rows.items(unit.settings.max_length)
     adamw = torch.optim.AdamW(
         [
-            {"params": [p for n, p in trained.items() if "bias" not in n], "weight_decay": settings.weight_decay},
-            {"params": [p for n, p in trained.items() if "bias" in n], "weight_decay": 0.0},
+            {"params": [p for n, p in trained.items() if n in decayed], "weight_decay": settings.weight_decay},
+            {"params": [p for n, p in trained.items() if n not in decayed], "weight_decay": 0.0},
         ],
         lr=settings.learning_rate,
     )
@@ -149,7 +163,7 @@ def plain(
     losses = []
     for epoch in range(1, settings.epochs + 1):
         for rows in effective_batches(epoch_order(unit.train, unit.seed, epoch), settings.batch_size):
-            loss, smooth = loss_of(model, base, [items[row] for row in rows], settings.label_smoothing)
+            loss, smooth = loss_of(model, pack.base, [items[row] for row in rows], settings.label_smoothing)
             adamw.zero_grad()
             smooth.backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm)

@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import get_scheduler
 
 from orchestrator.contract import EpochDone, Outcome, Progress, TrainUnit, UnitEnded
 from tests import tiny_models
-from tests.parity.test_against_peft import CASES, SETTINGS, crossed, pack_of, train
+from tests.parity.test_against_peft import CASES, SETTINGS, causal_loss, class_loss, fresh, pack_of, textbook, train
 from trial_worker.engine import Pack
-from trial_worker.engine.batches import effective_batches, epoch_order
 from trial_worker.engine.optimizer import decays
 
 FULL: dict[str, Any] = {**SETTINGS, "epochs": 4, "method": "full", "learning_rate": 1e-3}
@@ -24,52 +22,13 @@ FULL: dict[str, Any] = {**SETTINGS, "epochs": 4, "method": "full", "learning_rat
 
 def plain(pack: Pack, unit: TrainUnit, start: dict[str, torch.Tensor]) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of every step and the final weights of the textbook loop."""
-    settings, items = unit.settings, pack.rows.items(unit.settings.max_length)
-    causal = not pack.rows.task.labels
     model = copy.deepcopy(pack.base.model)
     trained = {name: p for name, p in model.named_parameters() if name in start}
     for name, p in trained.items():
         p.data = start[name].clone()
         p.requires_grad_()
-    groups = [([p for n, p in trained.items() if decays(n) is wanted], wanted) for wanted in (True, False)]
-    adamw = torch.optim.AdamW(
-        [{"params": own, "weight_decay": settings.weight_decay if wanted else 0.0} for own, wanted in groups],
-        lr=settings.learning_rate,
-    )
-    steps = 3 * settings.epochs
-    schedule = get_scheduler(settings.lr_schedule, adamw, settings.warmup(steps), steps)
-    losses = []
-    for epoch in range(1, settings.epochs + 1):
-        for rows in effective_batches(epoch_order(unit.train, unit.seed, epoch), settings.batch_size):
-            length = max(items[row].length for row in rows)
-            ids = torch.full((len(rows), length), pack.base.tokenizer.pad_token_id)
-            mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-            for place, row in enumerate(rows):
-                item = items[row]
-                ids[place, : item.length], mask[place, : item.length] = item.ids, 1
-                if item.positions is not None:
-                    labels[place, item.positions + 1] = item.targets
-            logits = model(input_ids=ids, attention_mask=mask).logits
-            if causal:
-                loss, _ = crossed(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), 0.0)
-            else:
-                loss, _ = crossed(logits, torch.tensor([int(items[r].targets) for r in rows]), 0.0)
-            adamw.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm)
-            adamw.step()
-            schedule.step()
-            losses.append(float(loss.detach()))
-    return losses, {name: p.detach() for name, p in trained.items()}
-
-
-def begun(pack: Pack, unit: TrainUnit) -> dict[str, torch.Tensor]:
-    pack.add(unit)
-    pack._admit()
-    assert pack._network is not None
-    start = {name: tensor.clone() for name, tensor in pack._network.memory.named(0).items()}
-    pack.drop(unit.unit, "only to look")
-    return start
+    loss_of = class_loss if pack.rows.task.labels else causal_loss
+    return textbook(model, trained, [name for name in trained if decays(name)], pack, unit, loss_of)
 
 
 @pytest.mark.parametrize("variant", [{}, {"top_layers": 1}], ids=["whole", "top layer"])
@@ -79,7 +38,7 @@ def test_full_fine_tuning_equals_the_textbook_loop(case: str, variant: dict[str,
     unit = dataclasses.replace(tiny_models.unit(**FULL, **variant), scratch=str(tmp_path))
     pack = pack_of(save, causal, tmp_path, double=True, slots=3)
     before = {name: tensor.clone() for name, tensor in pack.base.model.state_dict().items()}
-    start = begun(pack, unit)
+    start = fresh(pack, unit)
     # units with adapters around it wait for it, and it for them
     others = [tiny_models.unit(number=n, seed=n, epochs=1) for n in (100, 101)]
     losses, epochs = train(pack, unit, others)
