@@ -17,12 +17,16 @@ from orchestrator.texts import shown, told
 
 TRIALS = 3  # of the best, whose predictions are averaged: what one model errs in, another may know
 
+# task -> what its logits mean
+LIKELY = {**dict.fromkeys(forms.ONE_CLASS, suspects.softmax), "multi_label": suspects.sigmoid}
+
 
 @dataclass(frozen=True)
 class OutOfFold:
     """What models said of rows that they had not been trained on, averaged over trials and repeats.
 
-    losses: (rows,) nats per item; NaN of a row that was not judged. probabilities: (rows, classes), or None.
+    losses: (rows,) nats per item; NaN of a row that was not judged. probabilities: (rows, classes), or None; of several
+    labels each by itself.
     """
 
     losses: np.ndarray
@@ -63,8 +67,8 @@ def out_of_fold(connection: Connection, record: StudyRecord, trials: Sequence[in
         validated = np.asarray(record.plan.split(one["repeat"], one["fold"])[1])
         sums[validated] += np.frombuffer(one["nats"], "<f4")
         counts[validated] += np.frombuffer(one["counts"], "<f4")
-        if record.spec.task in forms.ONE_CLASS and one["logits"] is not None:
-            likely[validated] += suspects.softmax(np.frombuffer(one["logits"], "<f2").reshape(-1, classes))
+        if record.spec.task in LIKELY and one["logits"] is not None:
+            likely[validated] += LIKELY[record.spec.task](np.frombuffer(one["logits"], "<f2").reshape(-1, classes))
             times[validated] += 1
     losses = np.divide(sums, counts, out=np.full(rows, np.nan), where=counts > 0)
     whole = bool(classes) and bool((times > 0).all())
@@ -99,6 +103,11 @@ def _suspects(record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: OutO
     if seen.probabilities is None:
         return suspects.by_losses(seen.losses)
     numbers = {label: number for number, label in enumerate(record.labels)}
+    if record.spec.task == "multi_label":
+        given = np.zeros(seen.probabilities.shape, bool)
+        for row, own in zip(given, rows, strict=True):
+            row[[numbers[label] for label in own["labels"]]] = True
+        return suspects.by_labels(seen.probabilities, given)
     return suspects.by_classes(seen.probabilities, np.array([numbers[row["label"]] for row in rows]))
 
 
@@ -106,14 +115,22 @@ def _described(
     record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: OutOfFold, suspect: suspects.Suspect
 ) -> dict[str, Any]:
     row, at = rows[suspect.row], suspect.row
-    likely = None if seen.probabilities is None else dict(zip(record.labels, seen.probabilities[at], strict=True))
-    models_say = None if suspect.said is None else record.labels[suspect.said]
+    likely = None if seen.probabilities is None or suspect.said is None else seen.probabilities[at]
+    models_say = given = against = None
+    if likely is not None and suspect.said is not None:
+        models_say, against = record.labels[suspect.said], float(likely[suspect.said])
+        if "labels" not in row:
+            given = float(likely[record.labels.index(row["label"])])
+        elif models_say in row["labels"]:
+            models_say, given, against = f"not {models_say}", against, 1 - against
+        else:
+            given = 1 - against
     return {
         "row": at + 1,
         "text": shown(row),
         "label": told(row) or None,
         "loss": float(seen.losses[at]),
         "models_say": models_say,
-        "probability": None if likely is None else float(likely[row["label"]]),
-        "models_probability": None if likely is None or models_say is None else float(likely[models_say]),
+        "probability": given,
+        "models_probability": against,
     }

@@ -17,7 +17,7 @@ FAR = 3.0  # times the range of the middle half of all losses, above it (J. Tuke
 
 @dataclass(frozen=True)
 class Suspect:
-    """One row, by its number from 0. said: the class that speaks against the label; None: classes were not asked."""
+    """One row, by its number from 0. said: the class that speaks against its label; None: classes were not asked."""
 
     row: int
     said: int | None = None
@@ -42,6 +42,22 @@ def by_classes(probabilities: np.ndarray, labels: np.ndarray) -> list[Suspect]:
     return [Suspect(int(row), int(said[row])) for row in order]
 
 
+def by_labels(probabilities: np.ndarray, given: np.ndarray) -> list[Suspect]:
+    """Of several labels a row: each class by itself, as two classes; a row by the one that speaks loudest.
+
+    probabilities: (rows, classes), that the row has the label. given: (rows, classes), whether it is said to have it.
+    `said` is the class in question, which the row lacks or has wrongly.
+    """
+    loudest: dict[int, tuple[float, int]] = {}
+    for number in range(probabilities.shape[1]):
+        likely, own = probabilities[:, number], given[:, number].astype(int)
+        for each in by_classes(np.stack([1 - likely, likely], 1), own):
+            margin = float(likely[each.row] if own[each.row] else 1 - likely[each.row])
+            loudest[each.row] = min((margin, number), loudest.get(each.row, (1.0, number)))
+    order = sorted(loudest.items(), key=lambda item: (item[1][0], item[0]))
+    return [Suspect(row, number) for row, (_, number) in order]
+
+
 def by_losses(losses: np.ndarray) -> list[Suspect]:
     """Rows with a loss that lies far out, the largest first; NaN is none. losses: (rows,), nats per item."""
     known = losses[np.isfinite(losses)]
@@ -50,6 +66,11 @@ def by_losses(losses: np.ndarray) -> list[Suspect]:
     low, high = np.quantile(known, (0.25, 0.75))
     far = np.flatnonzero(losses > high + FAR * (high - low))
     return [Suspect(int(row)) for row in far[np.argsort(-losses[far], kind="stable")]]
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """(rows, classes) of float16 logits as probabilities, each by itself."""
+    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -101,3 +101,24 @@ def test_before_a_trial_is_complete_nobody_is_suspect(engine: Engine, tmp_path: 
     assert suspecting.find(engine, "s", 20) is None
     with pytest.raises(FoldtuneError, match="no study named 'none'"):
         suspecting.find(engine, "none", 20)
+
+
+def test_of_several_labels_the_one_in_question_is_named(engine: Engine, tmp_path: Path) -> None:
+    path = studies.write(tmp_path)
+    rows = [{"text": f"text {n}", "label": ["a"] if n % 2 == 0 else ["b"]} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(path.read_text().replace("classification", "multi_label"))
+    from orchestrator.launch import launch
+
+    launch(engine, studies.prepared(path))
+    who = studies.worker(engine)
+    while (taken := trials.take(engine, who, ["s"])) is not None:
+        report(engine, *taken, logits=True)
+    found = suspecting.find(engine, "s", 20)
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).validate(found)
+    assert found is not None
+    (one,) = found["suspects"]
+    assert (one["row"], one["label"]) == (WRONG + 1, '["b"]')
+    assert one["models_say"] in ("a", "not b")
+    assert one["probability"] == pytest.approx(1 - one["models_probability"])
+    assert one["models_probability"] == pytest.approx(0.881, abs=1e-3)

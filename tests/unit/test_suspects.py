@@ -71,6 +71,19 @@ def test_a_model_that_knows_nothing_and_a_class_without_rows_suspect_nobody() ->
     assert suspects.by_classes(np.full((20, 3), 1 / 3), labels) == []
 
 
+@given(seed=st.integers(0, 10_000), classes=st.integers(1, 5))
+def test_of_several_labels_each_class_is_judged_by_itself(seed: int, classes: int) -> None:
+    draw = np.random.default_rng(seed)
+    given_ = draw.random((150, classes)) < 0.4
+    likely = suspects.sigmoid(np.where(given_, 3.0, -3.0) + draw.normal(size=given_.shape))
+    wrong = {(int(row), int(draw.integers(classes))) for row in draw.choice(150, size=6, replace=False)}
+    for row, number in wrong:
+        likely[row, number] = 0.001 if given_[row, number] else 0.999
+    found = suspects.by_labels(likely, given_)
+    assert {(each.row, each.said) for each in found[:6]} == wrong
+    assert len({each.row for each in found}) == len(found)
+
+
 @given(losses=st.lists(st.floats(0.5, 1.5), min_size=20, max_size=60), seed=st.integers(0, 99))
 def test_without_classes_only_losses_far_beyond_the_others_are_suspect(losses: list[float], seed: int) -> None:
     plain = np.array(losses)
