@@ -280,9 +280,7 @@ def _known_keys(path: Path_) -> list[str]:
     for part in path:
         if isinstance(part, int):  # one of several models
             continue
-        annotation = (
-            model.model_fields[part].annotation if isinstance(part, str) and part in model.model_fields else None
-        )
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
