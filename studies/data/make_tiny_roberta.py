@@ -1,4 +1,4 @@
-"""Train studies/data/tiny-roberta: an encoder of 1.1 million weights that has read Jane Austen's novels.
+"""Train studies/data/tiny-roberta: an encoder of 0.7 million weights that has read Jane Austen's novels.
 
     apt-get download r-cran-janeaustenr && dpkg -x r-cran-janeaustenr_*.deb janeaustenr
     OMP_NUM_THREADS=1 python studies/data/make_tiny_roberta.py \

@@ -10,6 +10,7 @@ input has dropout, W is multiplied with both: x as it is, and the dropped one fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -23,7 +24,7 @@ from trial_worker.engine import lora
 from trial_worker.engine.lora import Factors, SlotLinear, dropped
 from trial_worker.engine.memory import HeadWeight, Site
 from trial_worker.engine.optimizer import decays
-from trial_worker.engine.stream import current
+from trial_worker.engine.stream import Bound, current, speaker
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +62,16 @@ class SlotDora(SlotLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         stream = current()
-        if stream is None:
+        bounds: Sequence[Bound]
+        masks: list[Tensor | None]
+        if stream is not None:
+            bounds = stream.bounds(x.shape)
+            masks = self._masks(x, stream, bounds, [self.slots.factors(self.site, bound.slot) for bound in bounds])
+        elif (slot := speaker()) is not None:
+            bounds, masks = [Bound(slot, 0, x.shape[:-1].numel())], [None]
+        else:
             plain: Tensor = self.base(x)
             return plain
-        bounds = stream.bounds(x.shape)
-        masks = self._masks(x, stream, bounds, [self.slots.factors(self.site, bound.slot) for bound in bounds])
         flat, weight = x.reshape(-1, x.shape[-1]), dense_weight(self.base).to(x.dtype)
         through = functional.linear(flat, weight)
         if self.squares is None:
