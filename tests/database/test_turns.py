@@ -45,7 +45,7 @@ def test_of_workers_that_want_a_suggestion_at_once_one_draws_it(
 
     def take(worker: int) -> None:
         barrier.wait()
-        found = trials._take_from(engine, worker, "s", None)
+        found = trials._take_from(engine, worker, "s", None, None)
         assert found is not None
         taken.append(found[1].unit)
 
