@@ -150,17 +150,21 @@ def result(seen: View) -> RenderableType:
     table.add_column("")
     for trial in beside:
         table.add_column(words.label(trial, best), justify="right", style="green" if trial is best else "")
-    for label, cells in _result_rows(seen, beside):
+    described = [reading.describe(seen, trial) for trial in beside]
+    for label, cells in _result_rows(seen, described):
         table.add_row(label, *cells)
-    return Group(_measured(seen, beside), table, *[Text(line) for line in conclusions(seen)])
+    return Group(
+        _measured(seen, beside, [each["metrics"] for each in described]),
+        table,
+        *[Text(line) for line in conclusions(seen)],
+    )
 
 
-def _measured(seen: View, beside: Sequence[TrialRecord]) -> Table:
-    """Baselines first, then the fine-tunes, on the same folds."""
+def _measured(seen: View, beside: Sequence[TrialRecord], described: Sequence[Mapping[str, Any]]) -> Table:
+    """Baselines first, then the fine-tunes, on the same folds. described: the metrics of each of these."""
     title = f"{escape(seen.record.name)}: the best of {_judged(seen)[0]} configurations"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("on the same folds")
-    described = [reading.describe(seen, trial)["metrics"] for trial in beside]
     for name in described[0]:
         table.add_column(name, justify="right")
     for each in reading.baselines(seen):
@@ -182,8 +186,8 @@ def _judged(seen: View) -> tuple[int, int]:
     return len(judged), judged.count("stopped")
 
 
-def _result_rows(seen: View, trials: Sequence[TrialRecord]) -> list[tuple[str, list[str]]]:
-    described = [reading.describe(seen, trial) for trial in trials]
+def _result_rows(seen: View, described: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """described: as `reading.describe`."""
     rows = []
     for index, fold in enumerate(described[0]["folds"]):
         repeat = f" (repeat {fold['repeat'] + 1})" if len(seen.record.plan.assignment) > 1 else ""
