@@ -199,6 +199,7 @@ def test_what_a_failover_to_a_standby_that_lags_has_lost_is_trained_again_to_the
             switch.target = port
             switch.cut()
             code = running.end()
+            assert code == 0
             standby = connect(make_url(through(away, port)))
             assert count(standby, "result") == light.UNITS * 4
             assert rows(standby, "SELECT state::text, sum(charges) FROM unit GROUP BY 1") == [("done", 0)]
@@ -206,7 +207,6 @@ def test_what_a_failover_to_a_standby_that_lags_has_lost_is_trained_again_to_the
             assert table(standby) == expected
             _forget(through(away, port))
     switch.close()
-    assert code == 0
     assert '"fenced"' in (tmp_path / f"{running.pid}.jsonl").read_text(encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,22 @@ NEED_PACKAGE = {
     *("regularisation", "methods", "paraphrases", "synthetic"),
 }
 NEED_SMOLLM2 = {"instructions", "paraphrases", "synthetic"}  # `make smollm`, which no test waits for
-TRAINED_ELSEWHERE = {  # here without torch: with their model in test_readme.py, or like another one of these
+WITHOUT_TORCH = {  # run small by the light engine; with their model in test_readme.py, or like another one of these
     *("glosses", "grid", "augmentation", "regularisation", "methods"),
     *("paraphrases", "synthetic"),
 }
+TRAINED_SMALL = {
+    "causal",
+    "rewriting",
+    "novels",
+}  # of the others test_task_journeys.py trains each task, with tiny models
 SECONDS = {  # on 2 CPU cores
     "glosses": 480,
     "grid": 300,
     "causal": 480,
-    **dict.fromkeys(("verse_pairs", "marks", "chapters", "speech", "speakers", "rewriting", "named_pairs"), 900),
+    **dict.fromkeys(
+        ("verse_pairs", "marks", "chapters", "speech", "speakers", "rewriting", "named_pairs", "models"), 900
+    ),
     "augmentation": 600,
     "self-training": 3600,
     **dict.fromkeys(("regularisation", "methods", "novels", "decoder"), 1200),
@@ -35,8 +43,8 @@ SECONDS = {  # on 2 CPU cores
 }
 
 
-def study_files() -> list[object]:
-    return [pytest.param(path, id=path.stem, marks=marks(path.stem)) for path in FILES]
+def study_files(names: Collection[str] = SECONDS) -> list[object]:
+    return [pytest.param(path, id=path.stem, marks=marks(path.stem)) for path in FILES if path.stem in names]
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
@@ -56,9 +64,9 @@ def test_a_study_file_is_valid_and_says_how_to_run_it(path: Path) -> None:
     assert f"#   foldtune run studies/{path.name}" in path.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("path", study_files())
+@pytest.mark.parametrize("path", study_files(WITHOUT_TORCH | TRAINED_SMALL))
 def test_a_study_file_runs_small(path: Path, storage: str) -> None:
-    engine = light.LIGHT if path.stem in TRAINED_ELSEWHERE else {}
+    engine = light.LIGHT if path.stem in WITHOUT_TORCH else {}
     done = foldtune("run", str(path), "--smoke", "--workers", "1", "--json", OPTUNA_STORAGE=storage, **engine)
     assert done.returncode == 0, done.stderr
     best = json.loads(done.stdout)
