@@ -17,18 +17,15 @@ from tests.database.studies import rows
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
 NEED_PACKAGE = {
     *("glosses", "grid", "verse_pairs", "marks", "chapters", "speech", "speakers", "augmentation", "self-training"),
-    *("regularisation", "methods", "paraphrases", "synthetic"),
+    *("regularisation", "methods", "paraphrases", "synthetic", "models"),
 }
 NEED_SMOLLM2 = {"instructions", "paraphrases", "synthetic"}  # `make smollm`, which no test waits for
 WITHOUT_TORCH = {  # run small by the light engine; with their model in test_readme.py, or like another one of these
     *("glosses", "grid", "augmentation", "regularisation", "methods"),
     *("paraphrases", "synthetic"),
 }
-TRAINED_SMALL = {
-    "causal",
-    "rewriting",
-    "novels",
-}  # of the others test_task_journeys.py trains each task, with tiny models
+# Of the other studies test_task_journeys.py trains each task, with tiny models.
+TRAINED_SMALL = {"causal", "rewriting", "novels"}
 SECONDS = {  # on 2 CPU cores
     "glosses": 480,
     "grid": 300,
