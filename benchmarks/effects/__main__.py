@@ -67,7 +67,7 @@ def measured(path: Path, names: Sequence[str], workers: int) -> dict[str, Any]:
         BadInput: what is wrong with the study. ValueError: it has no choices, or the first ones diverged.
     """
     prepared, _ = prepare.prepare(study_file.load(path))
-    chosen = variations(prepared, names)
+    chosen, described = variations(prepared, names), machine.describe()
     with tempfile.TemporaryDirectory() as folder:
         found = trained(prepared, chosen, workers, Path(folder))
     if 0 not in found:
@@ -92,7 +92,7 @@ def measured(path: Path, names: Sequence[str], workers: int) -> dict[str, Any]:
             }
             for number, variation in enumerate(chosen)
         ],
-        "machine": machine.describe(),
+        "machine": described,
         "versions": machine.versions(),
         "commit": machine.commit(),
     }
