@@ -250,7 +250,7 @@ def extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[A
     if entry is None:
         return (section(raw, "training")[name],)
     inactive = (hyperparameters.FIELDS[name].default,) if entry.when else ()
-    return (*(entry.choices if isinstance(entry, space.Choices) else (entry.low, entry.high)), *inactive)
+    return (*entry.extremes, *inactive)
 
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:

@@ -166,10 +166,10 @@ def memory_of(spec: StudySpec, tokens: Tokens, size: ModelSize, device: str) -> 
     """About how many bytes a worker takes with one unit: process, frozen weights, what trains, activations."""
     wide = 4 if device == "cpu" or spec.model.precision == "float32" else 2
     base = (size.layers + size.embeddings) * (0.6 if spec.model.quantization == "nf4" else wide)
-    method = extremes(spec, "method")
+    method = spec.extremes("method")
     trained = size.layers if "full" in method else 2 * most_rank(spec) * size.layers / max(size.hidden, 1)
-    batch = max(int(value) for value in extremes(spec, "batch_size"))
-    longest = min(max(extremes(spec, "max_length")), max(max(tokens.whole, default=1), max(tokens.target, default=0)))
+    batch = max(int(value) for value in spec.extremes("batch_size"))
+    longest = min(max(spec.extremes("max_length")), max(max(tokens.whole, default=1), max(tokens.target, default=0)))
     at_once = max(longest, min(TOKENS_AT_ONCE[device], batch * _mean_length(spec, tokens)))
     kept_layers = 1 if spec.model.gradient_checkpointing else size.count
     activations = at_once * KEPT * size.hidden * kept_layers * 4
@@ -184,7 +184,7 @@ def _steps(spec: StudySpec, rows: int) -> float:
 
 
 def _mean_length(spec: StudySpec, tokens: Tokens) -> float:
-    most = max(extremes(spec, "max_length"))
+    most = max(spec.extremes("max_length"))
     lengths = [min(a, most) + min(b, most) for a, b in zip(tokens.whole, tokens.target, strict=True)]
     return fmean(lengths) if lengths else 1.0
 
@@ -219,14 +219,6 @@ def _drawn(entry: Entry, draw: random.Random) -> Any:
 
 def _resolved(spec: StudySpec, params: Mapping[str, Any]) -> Settings:
     return space.settings(spec.training, params)
-
-
-def extremes(spec: StudySpec, name: str) -> tuple[Any, ...]:
-    """Of a hyperparameter: its choices, the ends of its range, or the one value that it has."""
-    entry = spec.space.get(name)
-    if entry is None:
-        return (spec.training[name],)
-    return entry.choices if isinstance(entry, Choices) else (entry.low, entry.high)
 
 
 def _duration(seconds: Span) -> str:

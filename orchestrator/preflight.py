@@ -10,7 +10,6 @@ from typing import Any
 from orchestrator import folds, forms
 from orchestrator.dataset import Snapshot
 from orchestrator.findings import Finding, are, counted, listed, quoted
-from orchestrator.forecast import extremes
 from orchestrator.spec import StudySpec
 from orchestrator.texts import said
 from orchestrator.tokens import Tokens
@@ -80,7 +79,7 @@ def _lengths(rows: Sequence[Mapping[str, Any]], lines: Sequence[int]) -> Iterato
 
 def _cut(spec: StudySpec, snapshot: Snapshot, tokens: Tokens) -> Iterator[Finding]:
     """Rows longer than `max_length`, and how many tokens are lost."""
-    most = min(extremes(spec, "max_length"))
+    most = min(spec.extremes("max_length"))
     lengths = list(zip(tokens.number, tokens.whole, tokens.target, strict=True))
     cut = [number for number, whole, target in lengths if max(whole, target) > most]
     if not cut:
@@ -103,7 +102,7 @@ def _cut(spec: StudySpec, snapshot: Snapshot, tokens: Tokens) -> Iterator[Findin
 
 def _unlearnt(spec: StudySpec, snapshot: Snapshot, tokens: Tokens) -> Iterator[Finding]:
     """Rows of which the cut leaves nothing to learn."""
-    most = min(extremes(spec, "max_length"))
+    most = min(spec.extremes("max_length"))
     if spec.task not in forms.HEADLESS:
         return
     without = [number for number, first in zip(tokens.number, tokens.first, strict=True) if first >= most]

@@ -98,7 +98,7 @@ def largest(spec: StudySpec, pin: ModelPin) -> Settings:
     """The default configuration with the largest batch and rank of the study, for one epoch, on its own rows alone."""
     params = dict(space.default_params(spec.space)[0])
     if "batch_size" in spec.space:
-        params["batch_size"] = max(forecast.extremes(spec, "batch_size"))
+        params["batch_size"] = max(spec.extremes("batch_size"))
     if "lora_rank" in spec.space:
         params["lora_rank"] = sizes.most_rank(spec)
     settings = space.settings(spec.training, params, pooling=pin.pooling)

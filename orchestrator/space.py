@@ -39,6 +39,11 @@ class Choices:
     def points(self) -> tuple[Any, ...]:
         return self.choices
 
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """What lies between no other values: of choices each."""
+        return self.choices
+
     def to_json(self) -> dict[str, Any]:
         return {"choices": list(self.choices), **conditions.to_json(self.when)}
 
@@ -70,6 +75,11 @@ class Range:
     def __len__(self) -> int:
         """How many values a grid has here."""
         return round((self.high - self.low) / (self.step or 1)) + 1
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """Both ends."""
+        return self.low, self.high
 
     def points(self) -> tuple[Any, ...]:
         """The grid's values. Only a whole range or one with a step has them."""

@@ -329,7 +329,7 @@ class StudySpec(_Section):
         entry = self.space.get(name)
         if entry is None:
             return (self.training.get(name, hyperparameters.FIELDS[name].default),)
-        return entry.choices if isinstance(entry, space.Choices) else (entry.low, entry.high)
+        return entry.extremes
 
     @property
     def most_epochs(self) -> int:
