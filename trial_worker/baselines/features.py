@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from trial_worker.baselines.counting import linear
-from trial_worker.baselines.job import TOKENS, Job, Run, padded
+from trial_worker.baselines.job import TOKENS, Job, Run
 from trial_worker.engine.base import Base
 from trial_worker.engine.batches import split_by_length
+from trial_worker.tasks.interface import padded
 
 
 def regression(job: Job) -> Run:
@@ -36,7 +37,7 @@ def embeddings(job: Job) -> Generator[None, None, dict[int, np.ndarray]]:
 @torch.inference_mode()
 def embed(base: Base, rows: Sequence[torch.Tensor]) -> np.ndarray:
     """(rows, hidden) float32 of length 1, from token ids (length,) each."""
-    ids, mask = padded(rows, base.device)
+    ids, mask = (part.to(base.device) for part in padded(rows))
     model = base.model
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()

@@ -6,7 +6,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from orchestrator.contract import TrainUnit
 from trial_worker.engine.base import Base
@@ -75,14 +74,6 @@ class Job:
 
 def too_long(tokens: int, limit: int) -> NotApplicable:
     return NotApplicable(f"a prompt has {tokens} tokens, and the model reaches {limit}: use fewer shots")
-
-
-def padded(rows: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (length,) each, side by side: ids and mask, (rows, longest) int64."""
-    ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return ids.to(device), mask.to(device)
 
 
 def class_scores(likely: np.ndarray, truth: np.ndarray) -> Scores:

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from trial_worker.baselines.features import embed, embeddings
-from trial_worker.baselines.job import TOKENS, Job, NotApplicable, Run, class_scores, padded, too_long
+from trial_worker.baselines.job import TOKENS, Job, NotApplicable, Run, class_scores, too_long
 from trial_worker.engine.base import Base, locate
 from trial_worker.engine.batches import split_by_length
 from trial_worker.engine.choices import choice_scores
-from trial_worker.tasks.interface import Item, Scores, collate
+from trial_worker.tasks.interface import Item, Scores, collate, padded
 from trial_worker.tasks.likelihoods import log_softmax
 
 NO_CONTENT = "N/A"
@@ -143,7 +143,7 @@ def _continued(tokenizer: PreTrainedTokenizerBase, prompt: str, label: str) -> t
 
 @torch.inference_mode()
 def _likelihoods(base: Base, head: Tensor, rows: Sequence[tuple[Tensor, int]]) -> np.ndarray:
-    ids, mask = padded([ids for ids, _ in rows], base.device)
+    ids, mask = (part.to(base.device) for part in padded([ids for ids, _ in rows]))
     states = base.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     found = []
     for place, (ids, start) in enumerate(rows):

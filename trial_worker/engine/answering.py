@@ -17,7 +17,7 @@ from torch import Tensor
 from orchestrator.contract import Generation
 from trial_worker.engine.base import Base
 from trial_worker.engine.stream import speaking
-from trial_worker.tasks.interface import Item, Wanted
+from trial_worker.tasks.interface import Item, Wanted, padded
 
 CHUNK = 32
 
@@ -109,7 +109,7 @@ class Answering:
             inputs["decoder_input_ids"] = torch.stack([torch.cat([torch.tensor([start]), ids]) for ids in begun])
         else:
             prompts = [torch.cat(both) for both in zip(prompts, begun, strict=True)]
-        inputs["input_ids"], inputs["attention_mask"] = _side_by_side(prompts, pad, left=not decoded)
+        inputs["input_ids"], inputs["attention_mask"] = padded(prompts, pad, left=not decoded)
         out = model.generate(  # type: ignore[operator]
             **{name: tensor.to(device) for name, tensor in inputs.items()},
             do_sample=False,
@@ -122,16 +122,6 @@ class Answering:
         before = inputs["decoder_input_ids" if decoded else "input_ids"].shape[1]
         new: list[list[int]] = out[:, before:].tolist()
         return new
-
-
-def _side_by_side(rows: Sequence[Tensor], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """(ids, mask), both (rows, length) int64; padded at the left, so that all end together, or at the right."""
-    length = max(len(ids) for ids in rows)
-    ids, mask = torch.full((len(rows), length), pad), torch.zeros((len(rows), length), dtype=torch.int64)
-    for place, own in enumerate(rows):
-        at = slice(length - len(own), length) if left else slice(0, len(own))
-        ids[place, at], mask[place, at] = own, 1
-    return ids, mask
 
 
 def tallies(metrics: Sequence[str], said: Mapping[int, str], wanted: Mapping[int, str]) -> dict[str, Any]:

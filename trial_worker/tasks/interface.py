@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
@@ -207,13 +208,10 @@ class Task(Protocol):
 
 def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
     """Pad items to the longest of them. Padding is known by `mask`, never by `pad_id`, which may equal eos."""
-    length = max(item.length for item in items)
-    ids = torch.full((len(items), length), pad_id, dtype=torch.int64)
-    mask = torch.zeros((len(items), length), dtype=torch.int64)
+    ids, mask = padded([item.ids for item in items], pad_id)
+    length = ids.shape[1]
     segments = None if all(item.segments is None for item in items) else torch.zeros_like(ids)
     for row, item in enumerate(items):
-        ids[row, : item.length] = item.ids
-        mask[row, : item.length] = 1
         if segments is not None and item.segments is not None:
             segments[row, : item.length] = item.segments
     weights = torch.tensor([item.weight for item in items])
@@ -231,6 +229,15 @@ def collate(items: Sequence[Item], pad_id: int, device: torch.device) -> Batch:
         segments=None if segments is None else segments.to(device),
         choices=None if choices is None else Choices(choices.ids.to(device), choices.owners.to(device)),
     )
+
+
+def padded(rows: Sequence[Tensor], pad_id: int = 0, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Token ids (length,) each, side by side: ids and mask, (rows, longest) int64; padded at the right, or the left."""
+    ids = pad_sequence(list(rows), batch_first=True, padding_value=pad_id, padding_side="left" if left else "right")
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    places = torch.arange(ids.shape[1])
+    real = places >= ids.shape[1] - lengths if left else places < lengths
+    return ids, real.long()
 
 
 def answers(logits: Tensor, batch: Batch) -> Answers:
