@@ -18,13 +18,14 @@ class Fenced(FoldtuneError):
     """The lease was lost: somebody else owns the unit, or nobody wants it trained any more. Nothing was written.
 
     closed: why nobody wants it, empty where somebody else may train it now.
+    reason: why the lease is worth nothing though nobody took it.
     """
 
-    def __init__(self, lease: Lease, found: int | None, closed: str = "") -> None:
+    def __init__(self, lease: Lease, found: int | None, closed: str = "", reason: str = "it ran out") -> None:
         if found and found > lease.epoch:
             why, closed = f"epoch {lease.epoch} < {found}", ""
         else:
-            why = closed or "it ran out"
+            why = closed or reason
         super().__init__(
             f"lease of unit {lease.unit} was lost ({why}); stopping it, nothing was written", code=TRY_AGAIN
         )

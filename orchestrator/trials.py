@@ -230,11 +230,12 @@ def report(engine: Engine, lease: Lease, epochs: Sequence[EpochDone], stored: St
     renewal then finds the lease lost. stored: where the last one's checkpoint is, if that could be stored.
 
     Raises:
-        Fenced: the lease was lost; nothing was written.
+        Fenced: the lease was lost, or earlier results of the unit are; nothing was written.
         FoldtuneError: the database has no room for the checkpoint (exit code 73); nothing was written.
     """
     with transaction(engine) as connection:
         leases.hold(connection, lease)
+        _follow_on(connection, lease, epochs)
         accepted = sum(_accept(connection, lease, done) for done in epochs)
         checkpoint = epochs[-1].checkpoint
         if checkpoint is not None and stored is not None:
@@ -244,6 +245,18 @@ def report(engine: Engine, lease: Lease, epochs: Sequence[EpochDone], stored: St
     if raced:
         _race(engine, lease)
     return accepted
+
+
+def _follow_on(connection: Connection, lease: Lease, epochs: Sequence[EpochDone]) -> None:
+    """Refuse results that leave a gap: raises Fenced, and the unit is trained again from what the database has.
+
+    A standby that took over may lack results that were acknowledged and still know the lease; so may the results'
+    disk, if it was full for a while. With its last epoch there the unit would be done, and they would never come.
+    """
+    known = connection.execute(text("SELECT epoch FROM result WHERE unit = :unit"), {"unit": lease.unit}).scalars()
+    missing = set(range(1, epochs[-1].epoch)) - {*known, *(done.epoch for done in epochs)}
+    if missing:
+        raise leases.Fenced(lease, None, reason=f"the database lacks its result of epoch {min(missing)}")
 
 
 def _race(engine: Engine, lease: Lease) -> None:

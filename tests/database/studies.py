@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,11 @@ def epoch_done(lease: Lease, *, epoch: int, loss: float = 0.5, items: int = 6, s
         tallies=tallies,
         predictions=Predictions(nats=pack_floats([loss] * items), counts=pack_floats([1.0] * items)),
     )
+
+
+def all_up_to(done: EpochDone) -> list[EpochDone]:
+    """The same report of every epoch up to this one."""
+    return [replace(done, epoch=epoch) for epoch in range(1, done.epoch + 1)]
 
 
 def end(lease: Lease, outcome: Outcome = Outcome.DONE, reason: str = "") -> UnitEnded:

@@ -61,9 +61,13 @@ def report(engine: Engine, lease: Lease, epoch: int, loss: Loss = by_rate) -> in
     return trials.report(engine, lease, [studies.epoch_done(lease, epoch=epoch, loss=loss(lease, epoch))])
 
 
-def train(engine: Engine, lease: Lease, loss: Loss = by_rate) -> None:
+def report_all(engine: Engine, lease: Lease, loss: Loss = by_rate) -> None:
     for epoch in range(1, lease.settings.epochs + 1):
         report(engine, lease, epoch, loss)
+
+
+def train(engine: Engine, lease: Lease, loss: Loss = by_rate) -> None:
+    report_all(engine, lease, loss)
     trials.finish(engine, "s", lease, studies.end(lease))
 
 
@@ -144,13 +148,13 @@ def test_tpe_learns_from_what_was_stopped(engine: Engine, tmp_path: Path) -> Non
 
 
 def test_an_objective_that_is_maximised_stops_low_values(engine: Engine, tmp_path: Path) -> None:
-    launched(engine, tmp_path, racing=f"objective: accuracy\n{FORGIVING}")
+    launched(engine, tmp_path, racing="objective: accuracy\nracing: {rule: forgiving, hopeless: false}\n")
     worker = studies.worker(engine)
     while (taken := trials.take(engine, worker, ["s"])) is not None:
         lease = taken[1]
         right = 3 if is_default(lease) else (2 if lease.settings.learning_rate > 5e-3 else 4)
         done = studies.epoch_done(lease, epoch=3, loss=1.0 / right)
-        trials.report(engine, lease, [replace(done, tallies={**done.tallies, "correct": right})])
+        trials.report(engine, lease, studies.all_up_to(replace(done, tallies={**done.tallies, "correct": right})))
         trials.finish(engine, "s", lease, studies.end(lease))
     stopped = studies.rows(engine, "SELECT params->>'learning_rate', reason FROM trial WHERE state = 'stopped'")
     assert [rate for rate, _ in stopped] == ["0.01", "0.01"]
@@ -181,7 +185,7 @@ def test_without_a_complete_trial_nothing_stops_and_the_oldest_completes_first(e
     order = [take(engine, worker) for _ in range(4)]
     assert [lease.fold for lease in order] == [0, 1, 2, 0]  # nobody else is the one to beat
     for lease in order[::-1]:
-        report(engine, lease, 3)
+        report_all(engine, lease)
         trials.finish(engine, "s", lease, studies.end(lease))
     assert states(engine)["complete"] == 1
     train_all(engine, worker)
@@ -233,7 +237,7 @@ def test_whoever_trains_a_unit_of_a_stopped_trial_loses_it_and_what_it_still_say
     mine = [lease for lease in late if lease.trial == bad.trial]
     assert len(mine) == 2
     report(engine, mine[0], 1)
-    report(engine, mine[1], 3)  # its last epoch is in, its end is not
+    report_all(engine, mine[1])  # its last epoch is in, its end is not
     before = studies.rows(engine, "SELECT count(*) FROM result")
     train(engine, bad)
     assert studies.rows(engine, f"SELECT state::text FROM trial WHERE id = {bad.trial}") == [("stopped",)]
@@ -327,7 +331,7 @@ def test_paired_compares_the_same_items_where_folds_differ_too_much_for_forgivin
         while (taken := trials.take(engine, worker, [rule])) is not None:
             lease = taken[1]
             shift = 0.0 if is_default(lease) else (0.3 if lease.settings.learning_rate > 5e-3 else -0.1)
-            trials.report(engine, lease, [of_items(lease, shift)])
+            trials.report(engine, lease, studies.all_up_to(of_items(lease, shift)))
             trials.finish(engine, rule, lease, studies.end(lease))
         query = "SELECT t.state::text, t.reason FROM trial t JOIN study s ON s.id = t.study WHERE s.name = "
         ends[rule] = sorted(studies.rows(engine, f"{query}'{rule}'"))
@@ -382,7 +386,7 @@ def test_a_crash_before_the_verdict_is_healed_by_whoever_takes_next(
             with pytest.raises(KeyboardInterrupt):
                 train(engine, bad)
         elif place == "after the fold":  # the last epoch is in; the worker dies before it says that the fold is done
-            report(engine, bad, 3)
+            report_all(engine, bad)
         else:
             report(engine, bad, 1, lambda *_: 2.0)
             patch.setattr(trials, "_race", crash)

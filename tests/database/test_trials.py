@@ -213,7 +213,7 @@ def test_a_value_that_is_not_finite_is_an_outcome_not_a_number(engine: Engine, t
     worker = studies.worker(engine)
     for _ in range(2):
         lease = take(engine, worker)
-        trials.report(engine, lease, [studies.epoch_done(lease, epoch=lease.settings.epochs, items=0)])
+        trials.report(engine, lease, studies.all_up_to(studies.epoch_done(lease, epoch=lease.settings.epochs, items=0)))
         trials.finish(engine, "s", lease, studies.end(lease))
     assert studies.rows(engine, f"SELECT state::text, value FROM trial WHERE id = {lease.trial}") == [
         ("diverged", None)
@@ -385,7 +385,7 @@ def test_an_end_that_is_told_twice_is_written_once(engine: Engine, tmp_path: Pat
     """The answer to the first telling was lost; that is no lost lease, and the trainer need not die for it."""
     studies.launched(engine, tmp_path)
     lease = take(engine, studies.worker(engine))
-    trials.report(engine, lease, [studies.epoch_done(lease, epoch=lease.settings.epochs)])
+    trials.report(engine, lease, studies.all_up_to(studies.epoch_done(lease, epoch=lease.settings.epochs)))
     for _ in range(2):
         trials.finish(engine, "s", lease, studies.end(lease, outcome, "why\x00"))
     assert studies.rows(engine, f"SELECT charges, reason FROM unit WHERE id = {lease.unit}") == [
@@ -556,12 +556,26 @@ def test_a_unit_is_never_done_without_its_last_epoch(engine: Engine, tmp_path: P
     assert (again.unit, again.charges) == (lease.unit, 0)
 
 
+def test_a_result_that_follows_on_a_lost_one_is_refused_and_the_unit_trained_again(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """A standby that took over knows the lease and not the last acknowledged result: no gap may pass for done."""
+    studies.launched(engine, tmp_path)
+    worker = studies.worker(engine)
+    lease = take(engine, worker)
+    with pytest.raises(Fenced, match="the database lacks its result of epoch 1"):
+        trials.report(engine, lease, [studies.epoch_done(lease, epoch=2), studies.epoch_done(lease, epoch=3)])
+    assert studies.rows(engine, "SELECT * FROM result") == []
+    _, again = trials.take(engine, worker, ["s"], held=[]) or pytest.fail("nothing was free")  # it let go of the first
+    assert (again.unit, again.epoch, again.charges) == (lease.unit, 2, 0)
+
+
 def test_a_unit_with_its_last_epoch_is_done_however_its_lease_ends(engine: Engine, tmp_path: Path) -> None:
     studies.launched(engine, tmp_path)
     worker = studies.worker(engine)
     leased = [take(engine, worker) for _ in range(4)]
     for lease in leased:
-        trials.report(engine, lease, [studies.epoch_done(lease, epoch=lease.settings.epochs)])
+        trials.report(engine, lease, studies.all_up_to(studies.epoch_done(lease, epoch=lease.settings.epochs)))
     given_back, _, buried, stopped = leased
     trials.finish(engine, "s", given_back, studies.end(given_back, Outcome.DROPPED))
     kept = [lease.token for lease in (buried, stopped)]
