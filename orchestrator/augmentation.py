@@ -18,6 +18,7 @@ from orchestrator.study_file import LoadedStudy
 
 PROMPTS: Mapping[str, str] = {
     "paraphraser": "Rewrite this text in other words. Keep its meaning. Answer with the new text only.\n\n$text",
+    "back_translator": "$text",
     "generator": "Here are examples of the class $label, one a line. Write one more, different from all of them.\n\n"
     "$examples\n$label:",
 }
@@ -47,7 +48,10 @@ def pool(source: DataSource, folder: Path) -> Pool | None:
 def pins(loaded: LoadedStudy) -> dict[str, WriterPin]:
     """The study's writers, resolved for good. Raises as `models.pin`."""
     writers = loaded.spec.augmentation.writers
-    return {name: models.pin_writer(each, PROMPTS[name], loaded.folder) for name, each in writers.items()}
+    defaults = dict(PROMPTS)
+    if "back_translator" in writers:  # it translates, which such models do unasked
+        defaults["paraphraser"] = defaults["back_translator"]
+    return {name: models.pin_writer(each, defaults[name], loaded.folder) for name, each in writers.items()}
 
 
 def model_problems(loaded: LoadedStudy) -> list[Problem]:

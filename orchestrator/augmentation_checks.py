@@ -18,12 +18,16 @@ MADE_WITH = {  # hyperparameter -> the key of the file that it needs
 }
 OF_CLASSES = ("synthetic", "pseudo_rounds")
 OF_PLACES = ("token_classification", "question_answering")  # tasks whose answers are places in the text
-PLACEHOLDERS = {"paraphraser": ("$text",), "generator": ("$label", "$examples")}
+PLACEHOLDERS = {"paraphraser": ("$text",), "back_translator": ("$text",), "generator": ("$label", "$examples")}
 
 
 def check(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: Mapping[str, str]) -> Iterator[Problem]:
     """written: the name that each searched hyperparameter has in the file."""
     yield from _prompts(doc, raw)
+    models = section(raw, "augmentation")
+    if models.get("back_translator") is not None and models.get("paraphraser") is None:
+        message = "'augmentation.back_translator' brings back what a paraphraser wrote, and there is none"
+        yield doc.problem(("augmentation", "back_translator"), "no-effect", message, "set augmentation.paraphraser")
     if set(entries) != set(written):  # what is searched cannot be told
         return
     names = (*DISTURBING, *MADE_WITH)

@@ -342,8 +342,7 @@ class OpenStudy:
     shots: int = 4  # rows, or rows of each class, that the baseline few-shot shows
     template: str = "{text}\n{label}"  # of a row in a prompt for classification
     pool: str | None = None  # path of the unlabelled rows' JSONL
-    paraphraser: WriterPin | None = None
-    generator: WriterPin | None = None
+    writers: Mapping[str, WriterPin] = field(default_factory=dict)  # models that write training rows, by name
     cache: str | None = None  # folder for what augmentation wrote, shared by this machine's trainers
     generation: Generation | None = None  # None: nothing is written
 
@@ -517,8 +516,6 @@ MESSAGES: Mapping[str, type[Any]] = {
 
 _NESTED: Mapping[str, type[Any]] = {
     "model": ModelPin,
-    "paraphraser": WriterPin,
-    "generator": WriterPin,
     "generation": Generation,
     "settings": Settings,
     "predictions": Predictions,
@@ -552,6 +549,8 @@ def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
         if name in _NESTED and isinstance(value, Mapping):
             ready[name] = build(_NESTED[name], value)
+        elif name == "writers":
+            ready[name] = {writer: build(WriterPin, pin) for writer, pin in value.items()}
         elif name == "outcome":
             ready[name] = Outcome(value)
         else:

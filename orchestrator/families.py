@@ -16,19 +16,21 @@ TWO_HALVES = {"bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "enco
 TWO_HALVES |= {"m2m_100", "marian", "mbart", "mt5", "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet"}
 TWO_HALVES |= {"switch_transformers", "t5", "t5gemma", "umt5"}
 
+WRITERS = ("paraphraser", "back_translator", "generator")  # what augmentation has a model for
+
 Config = Mapping[str, Any]
 
 
 def problem(wanted: str, config: Config) -> str:
     """Why a model of this configuration cannot do a task; empty where it can, or where that is not told.
 
-    wanted: a task, or what augmentation has a model for: `paraphraser`, `generator`.
+    wanted: a task, or one of `WRITERS`.
     """
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
         return ""
     kind = _kind(config, [str(name) for name in names])
-    if kind == "encoder" and wanted in ("causal_lm", "generator", "paraphraser"):
+    if kind == "encoder" and wanted in ("causal_lm", *WRITERS):
         return _refused(wanted, "a model that writes, such as GPT-2 or Llama", "an encoder", names)
     if kind == "encoder-decoder" and wanted in ("causal_lm", "generator"):
         return _refused(wanted, "a decoder, such as GPT-2 or Llama", "an encoder-decoder", names)
@@ -55,5 +57,5 @@ def _kind(config: Config, names: list[str]) -> str:
 
 
 def _refused(wanted: str, needed: str, got: str, names: list[Any]) -> str:
-    role = f"a {wanted}" if wanted in ("generator", "paraphraser") else f"task {wanted}"
+    role = f"a {wanted}" if wanted in WRITERS else f"task {wanted}"
     return f"{role} needs {needed} — got {got}, {', '.join(map(str, names[:3]))}"

@@ -108,6 +108,11 @@ class Augmentation(_Section):
     paraphraser: WriterSource | None = Field(
         None, description="a causal or an encoder-decoder model; its prompt has $text in it"
     )
+    back_translator: WriterSource | None = Field(
+        None,
+        description="brings back what the paraphraser wrote: then that one translates into another language, and this "
+        "one from it; its prompt has $text in it",
+    )
     generator: WriterSource | None = Field(
         None, description="a causal model; its prompt has $label and $examples in it"
     )
@@ -115,7 +120,11 @@ class Augmentation(_Section):
     @property
     def writers(self) -> dict[str, WriterSource]:
         """Those that are given, by name."""
-        given = {"paraphraser": self.paraphraser, "generator": self.generator}
+        given = {
+            "paraphraser": self.paraphraser,
+            "back_translator": self.back_translator,
+            "generator": self.generator,
+        }
         return {name: writer for name, writer in given.items() if writer is not None}
 
 

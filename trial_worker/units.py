@@ -72,8 +72,7 @@ def open_message(taken: Taken) -> OpenStudy:
         shots=record.spec.baselines.shots,
         template=record.spec.baselines.template,
         pool=None if record.pool is None else str(snapshots.place(taken.data.parent, record.pool)),
-        paraphraser=record.writers.get("paraphraser"),
-        generator=record.writers.get("generator"),
+        writers=record.writers,
         cache=str(taken.data.parent.parent / "augmentation"),
         generation=generation_of(record.spec),
     )

@@ -43,7 +43,7 @@ def trained(
         labels=prepared.snapshot.classes,
         pool=None if prepared.pool is None else str(pool),
         cache=str(folder / "cache"),
-        **prepared.writers,
+        writers=prepared.writers,
     )
     every = list(units(prepared, chosen))
     found: dict[int, list[tuple[TrainUnit, EpochDone]]] = {}

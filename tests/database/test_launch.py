@@ -153,6 +153,7 @@ def test_a_pool_and_writers_are_pinned_fetched_and_deleted_with_their_study(engi
     assert record.writers["generator"].prompt == "$label: $examples"
     assert record.writers["paraphraser"].prompt.endswith("$text")
     assert record.writers["paraphraser"].model.pin == models.content_hash(tmp_path / "writer")
+    assert "back_translator" not in record.writers
     cache = tmp_path / "cache"
     fetched = snapshots.fetch(engine, record, cache)
     assert record.pool is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.scripted import Scripted
 from trial_worker.augment.made import Made
 from trial_worker.augment.prompts import Asked
 from trial_worker.engine import Base, Pack, Rows, Staged, courses, open_study, pack, slot, staged, training_part
+from trial_worker.engine.courses import Write
 from trial_worker.engine.writer import Writer
 from trial_worker.tasks import Classification
 
@@ -272,6 +274,34 @@ def test_written_rows_are_shared_by_trials_and_stages(bert: Base, tmp_path: Path
     assert (len(writer.asked), len(generator.asked)) == asked
 
 
+def test_back_translation_goes_by_another_language_and_keeps_the_row_where_nothing_comes_back(bert: Base) -> None:
+    away = Scripted(lambda asked: "" if asked.prompt.endswith("0") else f"dort {asked.prompt}")
+    back = Scripted(lambda asked: f"back from {asked.prompt}\nand on")
+    rows = {number: {"text": f"a tool for wood {number}", "label": "x"} for number in range(2)}
+    steps = courses._paraphrase(rows[1], 1, 0, {"paraphraser": "$text", "back_translator": "to English: $text"})
+    assert through(steps, {"paraphraser": away, "back_translator": back}).row == {
+        "text": "back from to English: dort a tool for wood 1",
+        "label": "x",
+    }
+    steps = courses._paraphrase(rows[0], 0, 0, {"paraphraser": "$text", "back_translator": "$text"})
+    assert through(steps, {"paraphraser": away, "back_translator": back}) == Made(rows[0], (0,), "paraphrase")
+    assert len(back.asked) == 1
+    told = train(staged_pack(bert, paraphraser=away, back_translator=back), tiny_models.unit(paraphrases=1))
+    assert told.end is not None
+    assert told.end.outcome == Outcome.DONE, told.end.evidence
+    assert len(back.asked) > 1
+
+
+def through(steps: Generator[Write, Any, Made], writers: Mapping[str, Scripted]) -> Made:
+    answer = None
+    while True:
+        try:
+            wants = steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer = writers[wants.writer].write(wants.asked)
+
+
 def test_a_writer_that_fails_ends_the_unit_with_its_evidence(bert: Base) -> None:
     def broken(_: Asked) -> str:
         raise OSError("disk full")
@@ -329,14 +359,15 @@ def test_a_study_without_augmenting_models_has_a_plain_pack(folders: dict[str, P
 def test_a_whole_study_with_tiny_models_trains(folders: dict[str, Path], tmp_path: Path) -> None:
     pins = {
         name: WriterPin(model=tiny_models.pin(folders[model]), prompt="$text$label$examples", max_new_tokens=4)
-        for name, model in (("paraphraser", "t5"), ("generator", "gpt2"))
+        for name, model in (("paraphraser", "t5"), ("back_translator", "t5"), ("generator", "gpt2"))
     }
-    pack_ = opened(folders, tmp_path, pool=str(tiny_models.write_rows(tmp_path / "pool.jsonl", POOL)), **pins)
+    pool = str(tiny_models.write_rows(tmp_path / "pool.jsonl", POOL))
+    pack_ = opened(folders, tmp_path, pool=pool, writers=pins)
     assert type(pack_) is Staged
     told = train(pack_, tiny_models.unit(paraphrases=1, synthetic=1, **SELF))
     assert told.end is not None
     assert told.end.outcome == Outcome.DONE, told.end.evidence
-    assert len(list((tmp_path / "cache" / "texts").iterdir())) == 18 + 3
+    assert len(list((tmp_path / "cache" / "texts").iterdir())) == 2 * 18 + 3
     assert len(list((tmp_path / "cache" / "stages").iterdir())) == 4
     assert np.isfinite(told.epochs[-1].tallies["nats"])
     assert staged.Staged is type(pack_)

@@ -187,6 +187,13 @@ STUDY_YAML = {
         r":7:12: 'word_noise' moves the words.*\n  help: use token_dropout",
     ),
     "too many copies": Bad(study(training="{augment_copies: 9, char_noise: 0.1}"), r"'augment_copies' must be at least 1 and at most 8"),
+    "a way back without one there": Bad(
+        study(augmentation="{back_translator: {path: ./model}}"), r":7:16: 'augmentation\.back_translator' brings back what a paraphraser"
+    ),
+    "a way back that does not say of what": Bad(
+        study(augmentation="{paraphraser: {path: ./model}, back_translator: {path: ./model, prompt: Back.}}", training="{paraphrases: 1}"),
+        r":7:79: 'augmentation\.back_translator\.prompt' must have \$text in it",
+    ),
     "paraphrases by nobody": Bad(study(training="{paraphrases: 1}"), r":7:12: 'paraphrases' needs augmentation\.paraphraser"),
     "synthetic rows by nobody": Bad(space("synthetic: [0, 8]"), r"'synthetic' needs augmentation\.generator"),
     "self-training on nothing": Bad(study(training="{pseudo_rounds: 1}"), r":7:12: 'pseudo_rounds' needs data\.pool"),

@@ -5,7 +5,7 @@ A course knows no device, no clock and no cache: it yields what it wants and is 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from trial_worker.tasks.rows import Rows
 
 @dataclass(frozen=True)
 class Write:
-    """Have this writer write; the answer is the text. writer: "paraphraser" or "generator"."""
+    """Have this writer write; the answer is the text. writer: "paraphraser", "back_translator" or "generator"."""
 
     writer: str
     asked: prompts.Asked
@@ -49,7 +49,7 @@ def wanted(settings: Settings) -> bool:
     )
 
 
-def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
+def course(unit: TrainUnit, rows: Rows, templates: Mapping[str, str]) -> Course:
     """The way to the rows that this unit trains on beside its own.
 
     templates: what each writer is asked, by the writer's name.
@@ -62,7 +62,7 @@ def course(unit: TrainUnit, rows: Rows, templates: dict[str, str]) -> Course:
     written: list[Made] = []
     for number, row in fold.items():
         for copy in range(unit.settings.paraphrases):
-            written.append((yield from _paraphrase(row, number, copy, templates["paraphraser"])))
+            written.append((yield from _paraphrase(row, number, copy, templates)))
     if unit.settings.synthetic:
         for label, asked in prompts.synthetic(templates["generator"], fold, unit.settings.synthetic):
             text = prompts.first_line(_text((yield Write("generator", asked)))).removeprefix(f"{label}:").strip()
@@ -84,7 +84,15 @@ def selected(written: Sequence[Made], rows: Rows, training: Sequence[int]) -> tu
     return tuple(one for part in parts for one in part)
 
 
-def _paraphrase(row: Row, number: int, copy: int, template: str) -> Generator[Write, str | np.ndarray, Made]:
+def _paraphrase(
+    row: Row, number: int, copy: int, templates: Mapping[str, str]
+) -> Generator[Write, str | np.ndarray, Made]:
+    """Of each text that may change; by way of another language where there is a model for the way back.
+
+    Back-translation is that of Sennrich, Haddow and Birch 2016, arXiv 1511.06709, used as in Xie et al. 2020,
+    arXiv 1904.12848.
+    """
+    way = [name for name in ("paraphraser", "back_translator") if name in templates]
     texts: list[str] = []
 
     def note(text: str) -> str:
@@ -94,8 +102,12 @@ def _paraphrase(row: Row, number: int, copy: int, template: str) -> Generator[Wr
     rewritten(row, note)
     said = []
     for text in texts:
-        asked = prompts.paraphrase(template, text, number, copy)
-        said.append(kept(prompts.first_line(_text((yield Write("paraphraser", asked)))), text))
+        other = text
+        for writer in way:
+            if other:
+                asked = prompts.paraphrase(templates[writer], other, number, copy)
+                other = prompts.first_line(_text((yield Write(writer, asked))))
+        said.append(kept(other, text))
     answers = iter(said)
     return Made(rewritten(row, lambda _: next(answers)), (number,), "paraphrase")
 

@@ -196,9 +196,8 @@ def open_study(study: OpenStudy, device: torch.device) -> Pack | Staged:
     """A pack without units, staged where the study has what courses need. Raises as `pack.open_study`."""
     plain = pack.open_study(study, device)
     cache = None if study.cache is None else Path(study.cache)
-    pins = {"paraphraser": study.paraphraser, "generator": study.generator}
     texts = None if cache is None else cache / "texts"
-    writers = {name: Writer(pin, device, texts) for name, pin in pins.items() if pin is not None}
+    writers = {name: Writer(pin, device, texts) for name, pin in study.writers.items()}
     if not writers and study.pool is None:
         return plain
     return Staged(plain, writers, None if cache is None else cache / "stages")

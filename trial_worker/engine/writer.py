@@ -102,6 +102,8 @@ class Writer:
             eos_token_id=ends,
             pad_token_id=end if own.pad_token_id is None else own.pad_token_id,
             decoder_start_token_id=own.decoder_start_token_id,
+            forced_bos_token_id=own.forced_bos_token_id,
+            bad_words_ids=own.bad_words_ids,  # a translator of Marian's kind would say its padding
         )
 
 
