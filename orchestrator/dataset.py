@@ -62,6 +62,8 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
     rows, lines = _read(source, task, folder, seed)
     labels = tuple(row["label"] for row in rows) if task in forms.ONE_CLASS else None
     groups, findings = repeats.find(rows, lines, auto=source.group == AUTO)
+    if groups is not None and source.group:
+        rows = repeats.named(rows, groups)
     content = _jsonl(rows)
     return Snapshot(
         content=content,
@@ -74,11 +76,6 @@ def snapshot(source: DataSource, task: str, folder: Path, seed: int) -> Snapshot
         lines=tuple(lines),
         findings=findings,
     )
-
-
-def content(source: DataSource, task: str, folder: Path, seed: int) -> bytes:
-    """The rows alone, as `Snapshot` has them. Raises like `snapshot`."""
-    return _jsonl(_read(source, task, folder, seed)[0])
 
 
 def _read(source: DataSource, task: str, folder: Path, seed: int) -> tuple[list[dict[str, Any]], list[int]]:

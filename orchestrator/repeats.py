@@ -41,6 +41,21 @@ def find(rows: Rows, lines: Sequence[int], *, auto: bool) -> tuple[tuple[str, ..
     return groups, tuple(found)
 
 
+def named(rows: Rows, groups: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows, those that must stay together with one `group`: a unit that parts its own rows again knows no other.
+
+    groups: as `find` gives them, names within these rows.
+    """
+    first: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        first.setdefault(group, number)
+    times = Counter(groups)
+    return [
+        {**row, "group": rows[first[group]].get("group", f"row {first[group]}")} if times[group] > 1 else dict(row)
+        for row, group in zip(rows, groups, strict=True)
+    ]
+
+
 def _groups(rows: Rows, prints: Sequence[str], links: Sequence[Link]) -> tuple[str, ...] | None:
     if len(set(prints)) == len(prints) and not links and not any("group" in row for row in rows):
         return None

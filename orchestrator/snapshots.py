@@ -73,7 +73,7 @@ def _reread(record: StudyRecord, sha256: str) -> bytes:
     if sha256 != record.snapshot:
         pool = augmentation.pool(spec.data, Path(record.folder))
         return pool.content if pool else b""
-    return dataset.content(spec.data, spec.task, Path(record.folder), spec.seed)
+    return dataset.snapshot(spec.data, spec.task, Path(record.folder), spec.seed).content
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.contract import derive_seed
 from orchestrator.strata import strata
-from orchestrator.texts import fingerprint
+from orchestrator.texts import together
 
 LEAST = 5  # rows: a loss over fewer says next to nothing of when to stop
 _STRATIFIED = {"label": "classification", "labels": "multi_label", "number": "regression"}  # column -> whose strata
@@ -26,9 +26,7 @@ def held_out(rows: Mapping[int, Mapping[str, Any]], share: float) -> tuple[int, 
     Raises:
         ValueError: all rows belong together.
     """
-    groups: dict[str, list[int]] = {}
-    for number, row in rows.items():
-        groups.setdefault(str(row["group"]) if "group" in row else fingerprint(row), []).append(number)
+    groups = together(rows)
     if len(groups) < 2:
         raise ValueError("patience needs training rows that can be parted, and all of them belong together")
     kinds = dict(zip(rows, _kinds(list(rows.values())), strict=True))

@@ -24,6 +24,14 @@ def folded(value: Any) -> Any:
     return {key: folded(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def together(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Which of these rows no split may part, by name: those of one group, and without groups those of one text."""
+    found: dict[str, list[int]] = {}
+    for number, row in rows.items():
+        found.setdefault(str(row["group"]) if "group" in row else fingerprint(row), []).append(number)
+    return found
+
+
 def said(row: Mapping[str, Any]) -> str:
     """All that a model is shown of a row, and all it is to write, as one folded text; no labels, no roles."""
     return str(folded(shown(row)))

@@ -17,6 +17,7 @@ from orchestrator import dataset, folds, near, repeats
 from orchestrator.errors import BadInput
 from orchestrator.near import ALIKE, Link
 from orchestrator.spec import DataSource
+from orchestrator.texts import together
 from tests.unit.study_text import jsonl
 
 GLOSSES = Path(__file__).parents[2] / "studies" / "data" / "glosses.jsonl"
@@ -149,11 +150,28 @@ def test_group_auto_keeps_nearly_equal_rows_and_equal_ones_in_one_fold(seed: int
     assert row_folds[300] == row_folds[301]
     assert row_folds[7] == row_folds[302]
     assert len(set(found.groups)) == 301
-    assert b'"group"' not in found.content
+    parted_again = together(dict(enumerate(found.parsed)))
+    assert sorted(each for each in parted_again.values() if len(each) > 1) == [[7, 302], [300, 301]]
 
 
-def test_the_same_rows_have_the_same_snapshot_with_group_auto(tmp_path: Path) -> None:
-    assert frozen(tmp_path, glosses()).sha256 == frozen(tmp_path, glosses(), group="auto").sha256
+@given(texts=TEXTS.filter(len), groups=GROUPS, auto=st.booleans())
+def test_rows_of_a_snapshot_know_themselves_what_they_must_stay_with(
+    texts: list[str], groups: list[int | None], auto: bool
+) -> None:
+    """Early stopping and self-training part a fold's rows again, and see nothing but these rows."""
+    rows: list[dict[str, str]] = [{"text": text} for text in texts]
+    for row, by in zip(rows, groups, strict=False):
+        row |= {} if by is None else {"group": str(by)}
+    names, _ = repeats.find(rows, range(len(rows)), auto=auto)
+    told = rows if names is None else repeats.named(rows, names)
+    expected: dict[str, list[int]] = {}
+    for number in range(len(rows)):
+        expected.setdefault(str(number) if names is None else names[number], []).append(number)
+    assert sorted(together(dict(enumerate(told))).values()) == sorted(expected.values())
+
+
+def test_a_snapshot_is_the_same_with_group_auto_where_no_rows_are_near(tmp_path: Path) -> None:
+    assert frozen(tmp_path, glosses()[:300]).sha256 == frozen(tmp_path, glosses()[:300], group="auto").sha256
 
 
 def test_a_column_named_auto_is_in_the_way_of_group_auto(tmp_path: Path) -> None:

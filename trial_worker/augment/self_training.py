@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from orchestrator.contract import derive_seed
-from orchestrator.texts import fingerprint
+from orchestrator.texts import together
 from trial_worker.augment.made import Made
 from trial_worker.tasks.interface import Row
 from trial_worker.tasks.likelihoods import log_softmax
@@ -24,9 +24,7 @@ def inner_parts(rows: Mapping[int, Row], seed: int) -> list[tuple[int, ...]]:
     Raises:
         ValueError: fewer groups than parts.
     """
-    groups: dict[str, list[int]] = {}
-    for number, row in rows.items():
-        groups.setdefault(str(row.get("group", fingerprint(row))), []).append(number)
+    groups = together(rows)
     if len(groups) < PARTS:
         raise ValueError(f"self-training needs {PARTS} different training rows at least, got {len(groups)}")
     order = sorted(groups, key=lambda name: (rows[groups[name][0]]["label"], derive_seed(seed, "part", name)))
