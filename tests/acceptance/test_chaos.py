@@ -34,8 +34,8 @@ def chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "options",
-    [("--seed", "5", "--kills", "18", "--workers", "4", "--trials", "6", "--epoch-seconds", "1")],
-    ids=["18 kills"],
+    [("--seed", "5", "--kills", "8", "--workers", "4", "--trials", "6", "--epoch-seconds", "0.6")],
+    ids=["8 kills"],
 )
 def test_a_storm_leaves_no_trace_in_the_results(options: tuple[str, ...]) -> None:
     done = chaos(*options, "--limit", "400")
@@ -44,11 +44,12 @@ def test_a_storm_leaves_no_trace_in_the_results(options: tuple[str, ...]) -> Non
     assert found["violations"] == [], done.stderr
     assert {name: found[name] for name in ZERO} == dict.fromkeys(ZERO, 0)
     assert done.returncode == 0
-    assert found["kills"] >= 18
+    assert found["kills"] >= 8
     assert found["trials"] == 7
     assert found["recoveries"] == 0 or found["recovery_p50_s"] < 45
 
 
+@pytest.mark.slow  # it is a test of the benchmark; test_processes.py has the program's own Ctrl-C
 def test_ctrl_c_ends_every_process_of_a_run_and_removes_its_folder(tmp_path: Path) -> None:
     talk = tmp_path / "talk"
     with talk.open("w") as file:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests import tiny_models
 from tests.acceptance.commands import foldtune
 
@@ -26,6 +28,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow  # tests/database/test_suspecting.py and tests/unit/test_suspects.py have the parts
 def test_most_of_five_percent_flipped_labels_are_suspects(tmp_path: Path, storage: str) -> None:
     tiny_models.save_bert(tmp_path / "model")
     names = list(WORDS)

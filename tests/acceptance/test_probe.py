@@ -67,11 +67,12 @@ CHATS = [{"messages": [{"role": "user", "content": str(n)}, {"role": "assistant"
             {"training": "{target_modules: [q_proj]}"},
             "target_modules: BertForSequenceClassification has no layer named 'q_proj'",
         ),
-        (
+        pytest.param(
             "gpt2",
             CHATS,
             {"task": "causal_lm", "data": "{path: rows.jsonl, messages: messages}"},
             "row 0: messages need a chat template, and this tokenizer has none",
+            marks=pytest.mark.slow,
         ),
     ],
 )

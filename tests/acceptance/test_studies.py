@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from orchestrator import study_file
+from orchestrator.launch import launch
+from orchestrator.prepare import prepare
 from tests.acceptance import light
 from tests.acceptance.commands import ROOT, foldtune
 from tests.database.studies import rows
@@ -21,11 +24,11 @@ NEED_PACKAGE = {
 }
 NEED_SMOLLM2 = {"instructions", "paraphrases", "synthetic"}  # `make smollm`, which no test waits for
 WITHOUT_TORCH = {  # run small by the light engine; with their model in test_readme.py, or like another one of these
-    *("glosses", "grid", "augmentation", "regularisation", "methods"),
+    *("glosses", "grid", "augmentation"),
     *("paraphrases", "synthetic"),
 }
 # Of the other studies test_task_journeys.py trains each task, with tiny models.
-TRAINED_SMALL = {"causal", "rewriting", "novels"}
+TRAINED_SMALL = ("causal", "rewriting", "novels")
 SECONDS = {  # on 2 CPU cores
     "glosses": 480,
     "grid": 300,
@@ -61,10 +64,26 @@ def test_a_study_file_is_valid_and_says_how_to_run_it(path: Path) -> None:
     assert f"#   foldtune run studies/{path.name}" in path.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("path", study_files(WITHOUT_TORCH | TRAINED_SMALL))
+def test_small_studies_of_the_repositorys_own_models_are_trained_by_one_worker(
+    engine: Engine, storage: str, foldtune_home: Path
+) -> None:
+    names = []
+    for name in TRAINED_SMALL:
+        loaded = study_file.smoke(study_file.load(ROOT / "studies" / f"{name}.yaml"))
+        launch(engine, prepare(loaded)[0])
+        names.append(loaded.spec.study)
+    done = foldtune("worker", *names, OPTUNA_STORAGE=storage)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    for name in names:
+        best = json.loads(foldtune("best", name, "--json", OPTUNA_STORAGE=storage).stdout)
+        assert len(best["folds"]) == 2
+        assert sum(fold["n"] for fold in best["folds"]) > 0
+
+
+@pytest.mark.parametrize("path", study_files(WITHOUT_TORCH))
 def test_a_study_file_runs_small(path: Path, storage: str) -> None:
-    engine = light.LIGHT if path.stem in WITHOUT_TORCH else {}
-    done = foldtune("run", str(path), "--smoke", "--workers", "1", "--json", OPTUNA_STORAGE=storage, **engine)
+    done = foldtune("run", str(path), "--smoke", "--workers", "1", "--json", OPTUNA_STORAGE=storage, **light.LIGHT)
     assert done.returncode == 0, done.stderr
     best = json.loads(done.stdout)
     assert len(best["folds"]) == 2
