@@ -44,6 +44,9 @@ def check(doc: Document, raw: Mapping[str, Any], entries: space.Space, written: 
             message = f"'{name}' moves the words, and the answers of task {raw['task']} are places in the text"
             yield doc.problem(place(doc, name, written), "augmentation", message, "use token_dropout")
     for name in OF_CLASSES:
+        if highest[name] and section(raw, "data").get("text_pair") is not None:
+            message = f"'{name}' makes rows of one text, and 'data.text_pair' gives each row two"
+            yield doc.problem(place(doc, name, written), "augmentation", message, "use paraphrases, or noise")
         if highest[name] and raw.get("task") not in (*forms.ONE_CLASS, None):
             message = f"'{name}' makes rows of classes, and task {raw['task']} has none"
             yield doc.problem(place(doc, name, written), "no-effect", message)

@@ -51,11 +51,11 @@ def check(file: Path, probe: bool, as_json: bool) -> None:
 
     loaded = study_file.load(file)
     checked = prepare.check(loaded)
-    snapshot, forecast, measured = checked.snapshot, checked.forecast, None
+    snapshot, forecast, probes = checked.snapshot, checked.forecast, None
     if probe:
         from orchestrator import probing
 
-        measured, forecast = probing.probe(loaded, snapshot or prepare.read(loaded))
+        probes, forecast = probing.probe(loaded, snapshot or prepare.read(loaded))
     resolved = loaded.spec.model_dump(mode="json")
     if as_json:
         report = {
@@ -65,14 +65,14 @@ def check(file: Path, probe: bool, as_json: bool) -> None:
             "cautions": checked.cautions,
             "findings": [finding.to_json() for finding in checked.findings],
             "forecast": forecast and forecast.to_json(),
-            "probe": measured and measured.to_json(),
+            "probes": None if probes is None else [each.to_json() for each in probes],
         }
         click.echo(json.dumps(report))
         return
     console.data().print(console.resolved(resolved, dict(loaded.origins)))
     for caution in checked.cautions:
         say(f"warning: {caution}")
-    for line in (measured, forecast):
+    for line in (*(probes or ()), forecast):
         if line is not None:
             say(str(line))
     classes = f", {len(snapshot.classes)} classes" if snapshot and snapshot.classes else ""

@@ -113,13 +113,20 @@ def _racing(doc: Document, raw: Mapping[str, Any]) -> Iterator[Problem]:
 def _warmup(doc: Document, entries: space.Space, written: Mapping[str, str]) -> Iterator[Problem]:
     given = {**dict.fromkeys(section(doc.values, "training"), "training"), **dict.fromkeys(written, "search.space")}
     both = {"warmup_ratio", "warmup_steps"}
-    if both <= entries.keys() == written.keys() and conditions.exclude(entries, *both):
-        return
+    if entries.keys() == written.keys():
+        steps_wait = "warmup_steps" in entries and bool(entries["warmup_steps"].when)
+        if _apart(entries, *both) or (steps_wait and "warmup_ratio" not in entries):
+            return
     if both <= given.keys():
         path = (*given["warmup_ratio"].split("."), "warmup_ratio")
         yield doc.problem(
             path, "no-effect", "'warmup_ratio' has no effect beside warmup_steps", "leave one of them out"
         )
+
+
+def _apart(entries: space.Space, one: str, other: str) -> bool:
+    """Whether no configuration has a value of both."""
+    return {one, other} <= entries.keys() and conditions.exclude(entries, one, other)
 
 
 def _shared_epochs(
@@ -228,7 +235,7 @@ def _stopping(
     if raw.get("share_epochs") is True:
         message = "with 'share_epochs' one epoch counts for all folds of a trial, and with patience each has its own"
         yield doc.problem(where, "share-epochs", message, leave)
-    if max(extremes(raw, entries, "pseudo_rounds")):
+    if max(extremes(raw, entries, "pseudo_rounds")) and not _apart(entries, "patience", "pseudo_rounds"):
         message = "'pseudo_rounds' trains inner models on parts of a fold, which have nothing left to stop by"
         yield doc.problem(where, "patience", message, leave)
     if max(extremes(raw, entries, "epochs")) == 1:
@@ -245,12 +252,8 @@ def place(doc: Document, name: str, written: Mapping[str, str]) -> Path_:
 
 
 def extremes(raw: Mapping[str, Any], entries: space.Space, name: str) -> tuple[Any, ...]:
-    """Of a hyperparameter: its choices or the ends of its range, and its default if it waits; or its one value."""
-    entry = entries.get(name)
-    if entry is None:
-        return (section(raw, "training")[name],)
-    inactive = (hyperparameters.FIELDS[name].default,) if entry.when else ()
-    return (*entry.extremes, *inactive)
+    """As `space.extremes`."""
+    return space.extremes(entries, name, section(raw, "training"))
 
 
 def _columns(doc: Document, raw: Mapping[str, Any], task: str) -> Iterator[Problem]:

@@ -8,12 +8,12 @@ head on frozen features none. A validation row costs one forward. One pass takes
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from orchestrator import baselines, forms, space
+from orchestrator import baselines, conditions, forms, space
 from orchestrator.contract import Settings
 from orchestrator.sizes import ModelSize, most_rank
 from orchestrator.space import Choices, Entry
@@ -56,6 +56,15 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Given:
+    """How many there are. pool: rows without labels."""
+
+    rows: int
+    classes: int = 0
+    pool: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """In forward passes of all rows: of one searched trial on all folds, and of the whole study."""
 
@@ -94,32 +103,55 @@ class Forecast:
         return f"forecast: {_duration(self.seconds)} on {here} of this machine ({known[self.basis]}){memory}"
 
 
-def work(spec: StudySpec, rows: int, pool: int = 0) -> Work:
-    """Of a study on so many rows. pool: rows without labels."""
+def mean(each: Sequence[Forecast]) -> Forecast:
+    """Of a study that has each of these forecasts under one of its models, which its trials have in like parts."""
+    first, *others = each
+    if not others:
+        return first
+    seconds = [one.seconds for one in each if one.seconds is not None]
+    of_trials = [one.trial_seconds for one in each if one.trial_seconds is not None]
+    memory = [one.memory for one in each if one.memory is not None]
+    return replace(
+        first,
+        seconds=_mean_span(seconds) if len(seconds) == len(each) else None,
+        trial_seconds=_mean_span(of_trials) if len(of_trials) == len(each) else None,
+        memory=max(memory) if len(memory) == len(each) else None,
+    )
+
+
+def _mean_span(spans: Sequence[Span]) -> Span:
+    return Span(low=fmean(each.low for each in spans), high=fmean(each.high for each in spans))
+
+
+def work(spec: StudySpec, given: Given) -> Work:
+    """Of a study on so many rows."""
     folds, repeats = spec.cross_validation.folds, spec.cross_validation.repeats
-    each = [passes(settings, folds, pool / rows) for settings in _settings(spec)]
+    each = [passes(settings, folds, given) for settings in _settings(spec)]
     units = folds * repeats
     trial = units * fmean(each)
-    default = units * passes(_resolved(spec, space.default_params(spec.space)[0]), folds, pool / rows)
+    default = units * passes(_resolved(spec, space.default_params(spec.space)[0]), folds, given)
     extra = default + repeats * BASELINE_PASSES * bool(baselines.wanted(spec.task, spec.baselines.run))
     trials = _runs(spec)
     raced = RACED.get(spec.search.sampler, 1.0) if spec.racing.on else 1.0
     return Work(trial=trial, study=Span(low=raced * trials * trial + extra, high=trials * trial + extra))
 
 
-def passes(settings: Settings, folds: int, pool: float = 0.0) -> float:
-    """Forward passes of all rows that one unit takes. pool: size of the pool, as a share of the rows."""
-    trained = 1.0 + settings.paraphrases
+def passes(settings: Settings, folds: int, given: Given) -> float:
+    """Forward passes of all rows that one unit takes; those of the models that write rows are not among them."""
+    copies = 1.0 + settings.paraphrases
     if settings.char_noise or settings.word_noise or settings.synonyms:
-        trained += settings.augment_copies
-    backward = BACKWARD.get(settings.method, 1.0)
-    each = (1 + backward) * (2 if settings.r_drop_alpha else 1)
-    part = (folds - 1) / folds
-    inner = 0.0
+        copies += settings.augment_copies
+    trained = copies * (folds - 1) / folds + settings.synthetic * given.classes / given.rows
+    each, inner = row_passes(settings), 0.0
     if settings.pseudo_rounds:  # three models of two thirds of the fold, and one more for each further round
-        inner = (3 * 2 / 3 + settings.pseudo_rounds - 1) * each * trained * part
-        trained += pool
-    return settings.epochs * (each * trained * part + 1 / folds + inner)
+        inner = (3 * 2 / 3 + settings.pseudo_rounds - 1) * each * trained
+        trained += given.pool / given.rows
+    return settings.epochs * (each * trained + 1 / folds + inner)
+
+
+def row_passes(settings: Settings) -> float:
+    """Forward passes that a row costs each time it is trained on."""
+    return (1 + BACKWARD.get(settings.method, 1.0)) * (2 if settings.r_drop_alpha else 1)
 
 
 def by_pace(
@@ -137,7 +169,7 @@ def by_pace(
 
 
 def by_formula(
-    spec: StudySpec, rows: int, tokens: Tokens, size: ModelSize | None, device: str, workers: int, *, pool: int = 0
+    spec: StudySpec, given: Given, tokens: Tokens, size: ModelSize | None, device: str, workers: int
 ) -> Forecast:
     """From sizes alone. On a GPU no time is known without a measurement."""
     memory = None if size is None else memory_of(spec, tokens, size, device)
@@ -145,11 +177,10 @@ def by_formula(
         return Forecast(
             basis="formula", device=device, workers=workers, seconds=None, trial_seconds=None, memory=memory
         )
-    operations = pass_operations(spec, rows, tokens, size) * (1 + spec.model.gradient_checkpointing / 2)
-    steps = _steps(spec, rows) * size.count * (PADDED if spec.task == "seq2seq" else 1) / 2
+    operations = pass_operations(spec, given.rows, tokens, size) * (1 + spec.model.gradient_checkpointing / 2)
+    steps = _steps(spec, given.rows) * size.count * (PADDED if spec.task == "seq2seq" else 1) / 2
     pace = Span(low=operations / CPU_SPEED[1] + steps * STEP[0], high=operations / CPU_SPEED[0] + steps * STEP[1])
-    found = work(spec, rows, pool)
-    return by_pace(spec, found, pace, basis="formula", device=device, workers=workers, memory=memory)
+    return by_pace(spec, work(spec, given), pace, basis="formula", device=device, workers=workers, memory=memory)
 
 
 def pass_operations(spec: StudySpec, rows: int, tokens: Tokens, size: ModelSize) -> float:
@@ -203,7 +234,7 @@ def _settings(spec: StudySpec) -> list[Settings]:
     entries = spec.space
     found = []
     for _ in range(DRAWN):
-        chosen = {name: _drawn(entry, draw) for name, entry in entries.items()}
+        chosen = conditions.defaults(entries, {name: _drawn(entry, draw) for name, entry in entries.items()})
         if spec.share_epochs:
             chosen["epochs"] = spec.most_epochs
         found.append(_resolved(spec, chosen))

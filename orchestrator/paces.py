@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from sqlalchemy import Engine, text
@@ -12,7 +13,7 @@ from sqlalchemy import Engine, text
 from orchestrator import forecast
 from orchestrator.contract import Settings, build
 from orchestrator.database.engine import transaction
-from orchestrator.forecast import FROM_HISTORY, Forecast, Span
+from orchestrator.forecast import FROM_HISTORY, Forecast, Given, Span
 from orchestrator.prepare import Prepared, expected
 
 LATEST = 200  # configurations whose epochs are looked at
@@ -21,16 +22,16 @@ LATEST = 200  # configurations whose epochs are looked at
 def forecast_of(engine: Engine, prepared: Prepared) -> Forecast:
     """Of a study about to be trained here: by what its model took here before, else by sizes alone."""
     loaded, snapshot = prepared.loaded, prepared.snapshot
-    plain = expected(loaded, snapshot, prepared.tokens, prepared.model)
-    seconds = pass_seconds(engine, prepared.model.pin, plain.device, len(snapshot.content))
-    if seconds is None:
+    plain = expected(loaded, snapshot, prepared.tokens, prepared.models)
+    each = [pass_seconds(engine, pin.pin, plain.device, len(snapshot.content)) for pin in prepared.models]
+    known = [seconds for seconds in each if seconds is not None]
+    if len(known) < len(each):
         return plain
-    pace = Span(low=seconds, high=seconds).times(*FROM_HISTORY)
-    pool = prepared.pool.rows if prepared.pool else 0
-    work = forecast.work(loaded.spec, snapshot.rows, pool)
+    pace = Span(low=fmean(known), high=fmean(known)).times(*FROM_HISTORY)
+    given = Given(rows=snapshot.rows, classes=len(snapshot.classes), pool=prepared.pool.rows if prepared.pool else 0)
     return forecast.by_pace(
         loaded.spec,
-        work,
+        forecast.work(loaded.spec, given),
         pace,
         basis="history",
         device=plain.device,
@@ -45,9 +46,10 @@ def pass_seconds(engine: Engine, pin: str, device: str, size: int) -> float | No
     device: "cpu" or "cuda".
     """
     took = passed = 0.0
+    alone = Given(rows=1)  # rows that were written, or labelled, were others in each study, and are not counted
     for settings, folds, size_then, epochs, seconds in _epochs(engine, pin, device):
         took += seconds
-        passed += epochs * forecast.passes(replace(settings, epochs=1), folds) * size_then
+        passed += epochs * forecast.passes(replace(settings, epochs=1), folds, alone) * size_then
     return took / passed * size if passed else None
 
 
@@ -58,7 +60,9 @@ def _epochs(engine: Engine, pin: str, device: str) -> list[tuple[Settings, int, 
         "count(*) AS epochs, sum(r.seconds) AS seconds FROM result r JOIN unit u ON u.id = r.unit "
         "JOIN trial t ON t.id = u.trial JOIN study s ON s.id = u.study JOIN snapshot n ON n.sha256 = s.snapshot "
         "JOIN attempt a ON a.unit = r.unit AND a.lease_epoch = r.lease_epoch JOIN worker w ON w.id = a.worker "
-        "WHERE s.model->>'pin' = :pin AND t.origin <> 'baseline' AND w.host = :host "
+        "WHERE CASE json_typeof(s.model) WHEN 'array' THEN (SELECT m->>'pin' FROM json_array_elements(s.model) AS m "
+        "WHERE m->>'path' = t.params->>'model') ELSE s.model->>'pin' END = :pin "  # of a list, the trial's own
+        "AND t.origin <> 'baseline' AND w.host = :host "
         "AND split_part(w.device, ':', 1) = :device "
         "GROUP BY t.id, CAST(t.settings AS text), s.plan->>'folds', n.bytes ORDER BY t.id DESC LIMIT :latest"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -23,11 +24,15 @@ LOST = {  # task -> what a cut means for its scores
 }
 
 
-def findings(spec: StudySpec, snapshot: Snapshot, tokens: Tokens) -> list[Finding]:
-    """About the rows of a study. tokens: of these rows."""
+def findings(spec: StudySpec, snapshot: Snapshot, tokens: Sequence[Tokens]) -> list[Finding]:
+    """About the rows of a study. tokens: of these rows, as each of the study's models counts them."""
     rows = snapshot.parsed
-    found = [*_rare(spec, snapshot), *_balance(snapshot), *_lengths(rows, snapshot.lines)]
-    return [*found, *_cut(spec, snapshot, tokens), *_unlearnt(spec, snapshot, tokens)]
+    found = [*snapshot.findings, *_rare(spec, snapshot), *_balance(snapshot), *_lengths(rows, snapshot.lines)]
+    for source, own in zip(spec.sources, tokens, strict=True):
+        whose = f"model {source.path}: " if len(tokens) > 1 else ""
+        cut = (*_cut(spec, snapshot, own), *_unlearnt(spec, snapshot, own))
+        found += [replace(each, message=whose + each.message) for each in cut]
+    return found
 
 
 def _rare(spec: StudySpec, snapshot: Snapshot) -> Iterator[Finding]:

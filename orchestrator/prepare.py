@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator import (
@@ -45,7 +46,7 @@ class Prepared:
     models: tuple[ModelPin, ...]
     writers: dict[str, WriterPin]  # models that write training rows, by name
     pool: Pool | None
-    tokens: Tokens  # of the rows
+    tokens: tuple[Tokens, ...]  # of the rows, for each of the models
 
     @property
     def model(self) -> ModelPin:
@@ -58,7 +59,7 @@ class Checked:
     """A study without errors. snapshot: None of a dataset of the hub, which is fetched at launch."""
 
     snapshot: Snapshot | None
-    tokens: Tokens | None
+    tokens: tuple[Tokens, ...]  # of the rows, for each of the models
     findings: tuple[Finding, ...]  # about the rows
     others: tuple[str, ...]  # cautions about all else
     forecast: Forecast | None
@@ -82,30 +83,44 @@ def check(loaded: LoadedStudy) -> Checked:
             raise BadInput(problems)
         caution = f"{source.path!r} is a dataset of the hub: its rows are checked at launch"
         others = (caution, *_model_cautions(loaded))
-        return Checked(snapshot=None, tokens=None, findings=(), others=others, forecast=None)
+        return Checked(snapshot=None, tokens=(), findings=(), others=others, forecast=None)
     snapshot = read(loaded)
-    counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed)
-    found = (*snapshot.findings, *preflight.findings(loaded.spec, snapshot, counted))
+    pins = (None,) * len(loaded.spec.sources)
+    counted = _tokens(loaded, snapshot, pins)
     return Checked(
         snapshot=snapshot,
         tokens=counted,
-        findings=found,
+        findings=tuple(preflight.findings(loaded.spec, snapshot, counted)),
         others=tuple(_model_cautions(loaded)),
-        forecast=expected(loaded, snapshot, counted),
+        forecast=expected(loaded, snapshot, counted, pins),
     )
 
 
-def expected(loaded: LoadedStudy, snapshot: Snapshot, counted: Tokens, pin: ModelPin | None = None) -> Forecast:
-    """What the study will cost on this machine, by sizes alone. pin: of a model of the hub."""
-    where = models.files(loaded.spec.model, loaded.folder, pin)
-    size = None if where is None else sizes.model_size(where)
+def _tokens(loaded: LoadedStudy, snapshot: Snapshot, pins: Sequence[ModelPin | None]) -> tuple[Tokens, ...]:
+    """Of the rows, for each of the study's models."""
+    rows, task = snapshot.parsed, loaded.spec.task
+    return tuple(
+        tokens.count(source, loaded.folder, rows, task, pin)
+        for source, pin in zip(loaded.spec.sources, pins, strict=True)
+    )
+
+
+def expected(
+    loaded: LoadedStudy, snapshot: Snapshot, counted: Sequence[Tokens], pins: Sequence[ModelPin | None]
+) -> Forecast:
+    """What the study will cost on this machine, by sizes alone. counted, pins: of each of its models."""
+    places = [models.files(source, loaded.folder, pin) for source, pin in zip(loaded.spec.sources, pins, strict=True)]
     try:
         kind, workers = devices.chosen_devices("auto")[0].kind, devices.default_workers("auto")
     except subprocess.TimeoutExpired:  # a driver that hangs is the worker's to report
         kind, workers = "cuda", 1
     pool = augmentation.pool(loaded.spec.data, loaded.folder)
-    more = pool.rows if pool else 0
-    return forecast.by_formula(loaded.spec, snapshot.rows, counted, size, kind, workers, pool=more)
+    given = forecast.Given(rows=snapshot.rows, classes=len(snapshot.classes), pool=pool.rows if pool else 0)
+    each = [
+        forecast.by_formula(loaded.spec, given, own, None if where is None else sizes.model_size(where), kind, workers)
+        for where, own in zip(places, counted, strict=True)
+    ]
+    return forecast.mean(each)
 
 
 def read(loaded: LoadedStudy) -> Snapshot:
@@ -153,9 +168,8 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
     pins = tuple(models.pin(source, loaded.folder) for source in loaded.spec.sources)
     if wrong := comparing.problem(loaded.spec, loaded.folder, pins):
         raise BadInput([loaded.problem(("model",), "model", wrong)])
-    counted = tokens.count(loaded.spec, loaded.folder, snapshot.parsed, pins[0])
-    found = [*snapshot.findings, *preflight.findings(loaded.spec, snapshot, counted)]
-    cautions = [*map(str, found)]
+    counted = _tokens(loaded, snapshot, pins)
+    cautions = [*map(str, preflight.findings(loaded.spec, snapshot, counted))]
     for at, (source, pin) in enumerate(zip(loaded.spec.sources, pins, strict=True)):
         if pin.origin == "hub":
             _refuse_family(loaded, at, pin)

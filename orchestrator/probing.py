@@ -18,7 +18,7 @@ from orchestrator.contract import ModelPin, OpenStudy, Settings, TrainUnit
 from orchestrator.dataset import Snapshot
 from orchestrator.devices import Device
 from orchestrator.errors import USAGE, FoldtuneError
-from orchestrator.forecast import Forecast, Span
+from orchestrator.forecast import Forecast, Given, Span
 from orchestrator.spec import StudySpec
 from orchestrator.study_file import LoadedStudy
 
@@ -31,8 +31,9 @@ SECRETS = ("OPTUNA_STORAGE", "FOLDTUNE_DB_PASSWORD_FILE", "PGPASSWORD", "PGPASSF
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What was measured; see docs/schemas/check.schema.json."""
+    """What was measured of one model; see docs/schemas/check.schema.json."""
 
+    model: str
     device: str
     slots: int
     load_seconds: float
@@ -47,51 +48,63 @@ class Probe:
 
     def __str__(self) -> str:
         step = self.row_seconds * self.step_rows
+        memory = forecast.in_bytes(self.peak_bytes)
         slots = f"{self.slots} units at once" if self.slots > 1 else "one unit at a time"
         return (
-            f"probe on {self.device}: loaded in {self.load_seconds:.1f} s, a step of {self.step_rows} rows at rank "
-            f"{self.lora_rank} takes {step:.2g} s, peak memory {forecast.in_bytes(self.peak_bytes)}, {slots}"
+            f"probe of {self.model} on {self.device}: loaded in {self.load_seconds:.1f} s, a step of {self.step_rows} "
+            f"rows at rank {self.lora_rank} takes {step:.2g} s, peak memory {memory}, {slots}"
         )
 
 
-def probe(loaded: LoadedStudy, snapshot: Snapshot) -> tuple[Probe, Forecast]:
-    """Measure on this machine's first device, and forecast the study by that.
+def probe(loaded: LoadedStudy, snapshot: Snapshot) -> tuple[list[Probe], Forecast]:
+    """Measure each of the study's models on this machine's first device, and forecast the study by that.
 
     Raises:
-        FoldtuneError: the model cannot be trained as the study says; or it took too long.
+        FoldtuneError: a model cannot be trained as the study says; or it took too long.
     """
     spec, device = loaded.spec, devices.chosen_devices("auto")[0]
-    pin = models.pin(spec.model, loaded.folder)
+    pool = augmentation.pool(spec.data, loaded.folder)
+    given = Given(rows=snapshot.rows, classes=len(snapshot.classes), pool=pool.rows if pool else 0)
+    work = forecast.work(spec, given)
+    probes, forecasts = [], []
+    for source in spec.sources:
+        measured, forward = _measured(spec, models.pin(source, loaded.folder), snapshot, device)
+        expected = forecast.by_pace(
+            spec,
+            work,
+            Span(low=forward * snapshot.rows, high=forward * snapshot.rows).times(*SPREAD),
+            basis="probe",
+            device=device.kind,
+            workers=devices.default_workers("auto"),
+            memory=measured.peak_bytes,
+        )
+        probes.append(measured)
+        forecasts.append(expected)
+    return probes, forecast.mean(forecasts)
+
+
+def _measured(spec: StudySpec, pin: ModelPin, snapshot: Snapshot, device: Device) -> tuple[Probe, float]:
+    """(what was measured of one model, device seconds of a forward pass of one row)."""
     settings = largest(spec, pin)
     warm, timed = units(spec, snapshot, settings)
     with tempfile.TemporaryDirectory(prefix="foldtune-probe-") as folder:
         rows = Path(folder) / "rows.jsonl"
         rows.write_bytes(snapshot.content)
         study = _study(spec, pin, rows, snapshot)
-        said = _ask("".join(contract.encode(each) + "\n" for each in (study, warm, timed)), spec, device)
-    backward = forecast.BACKWARD.get(settings.method, 1.0)
-    forward = said["unit_seconds"] / (len(timed.train) * (1 + backward) + len(timed.validation))
+        said = _ask("".join(contract.encode(each) + "\n" for each in (study, warm, timed)), pin, device)
+    trained = forecast.row_passes(settings)
+    forward = said["unit_seconds"] / (len(timed.train) * trained + len(timed.validation))
     measured = Probe(
+        model=pin.path,
         device=said["device"],
         slots=said["slots"],
         load_seconds=said["load_seconds"],
         step_rows=min(settings.batch_size, len(timed.train)),
         lora_rank=settings.lora_rank,
-        row_seconds=forward * (1 + backward),
+        row_seconds=forward * trained,
         peak_bytes=said["peak_bytes"],
     )
-    pool = augmentation.pool(spec.data, loaded.folder)
-    pace = Span(low=forward * snapshot.rows, high=forward * snapshot.rows).times(*SPREAD)
-    expected = forecast.by_pace(
-        spec,
-        forecast.work(spec, snapshot.rows, pool.rows if pool else 0),
-        pace,
-        basis="probe",
-        device=device.kind,
-        workers=devices.default_workers("auto"),
-        memory=measured.peak_bytes,
-    )
-    return measured, expected
+    return measured, forward
 
 
 def largest(spec: StudySpec, pin: ModelPin) -> Settings:
@@ -102,7 +115,8 @@ def largest(spec: StudySpec, pin: ModelPin) -> Settings:
     if "lora_rank" in spec.space:
         params["lora_rank"] = sizes.most_rank(spec)
     settings = space.settings(spec.training, params, pooling=pin.pooling)
-    return replace(settings, epochs=1, paraphrases=0, synthetic=0, pseudo_rounds=0)
+    alone = replace(settings, epochs=1, patience=0, paraphrases=0, synthetic=0, pseudo_rounds=0)
+    return replace(alone, char_noise=0.0, word_noise=0.0, synonyms=0.0)
 
 
 def units(spec: StudySpec, snapshot: Snapshot, settings: Settings) -> tuple[TrainUnit, TrainUnit]:
@@ -139,7 +153,7 @@ def _study(spec: StudySpec, pin: ModelPin, rows: Path, snapshot: Snapshot) -> Op
     return OpenStudy(study=0, name=spec.study, task=spec.task, model=pin, data=str(rows), labels=snapshot.classes)
 
 
-def _ask(messages: str, spec: StudySpec, device: Device) -> dict[str, Any]:
+def _ask(messages: str, pin: ModelPin, device: Device) -> dict[str, Any]:
     """Start the trainer, hand it the work, and read its report."""
     environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
     threads = max(1, devices.cores() // devices.default_workers("auto"))
@@ -152,21 +166,19 @@ def _ask(messages: str, spec: StudySpec, device: Device) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         help = "a smaller model, batch or max_length, or a faster device"
-        raise _failed(spec, f"a few steps take longer than {PATIENCE:.0f} s here", help) from None
+        raise _failed(pin, f"a few steps take longer than {PATIENCE:.0f} s here", help) from None
     if done.returncode < 0:
         how = signal.Signals(-done.returncode).name
         help = "the kernel does that where memory runs out" if how == "SIGKILL" else ""
-        raise _failed(spec, f"the trainer was killed by {how}", help)
+        raise _failed(pin, f"the trainer was killed by {how}", help)
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
-        raise _failed(spec, "the trainer ended: " + "; ".join(done.stderr.strip().splitlines()[-1:]))
+        raise _failed(pin, "the trainer ended: " + "; ".join(done.stderr.strip().splitlines()[-1:]))
     report: dict[str, Any] = json.loads(lines[-1])
     if "refused" in report:
-        raise _failed(spec, report["refused"])
+        raise _failed(pin, report["refused"])
     return report
 
 
-def _failed(spec: StudySpec, reason: str, help: str = "") -> FoldtuneError:
-    return FoldtuneError(
-        f"model {spec.model.path!r} cannot be trained as this study says: {reason}", help=help, code=USAGE
-    )
+def _failed(pin: ModelPin, reason: str, help: str = "") -> FoldtuneError:
+    return FoldtuneError(f"model {pin.path!r} cannot be trained as this study says: {reason}", help=help, code=USAGE)

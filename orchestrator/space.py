@@ -253,6 +253,18 @@ def configuration_digest(value: Settings, model: ModelPin | None = None) -> str:
     return digest(value.identity() | ({} if model is None else {"model": model.identity()}))
 
 
+def extremes(space: Space, name: str, fixed: Mapping[str, Any]) -> tuple[Any, ...]:
+    """All that a hyperparameter may be, or what lies between nothing else: choices, the ends of a range, one value.
+
+    With its default where it is searched and waits for others. fixed: values of those that are not searched.
+    """
+    default = hyperparameters.FIELDS[name].default
+    entry = space.get(name)
+    if entry is None:
+        return (fixed.get(name, default),)
+    return (*entry.extremes, *((default,) if entry.when else ()))
+
+
 def default_params(space: Space) -> tuple[dict[str, Any], bool]:
     """What the default configuration has for the searched names that are then active, and whether it lies in the space.
 

@@ -334,11 +334,8 @@ class StudySpec(_Section):
         return {name: space.entry_from_json(name, raw) for name, raw in self.searched.items()}
 
     def extremes(self, name: str) -> tuple[Any, ...]:
-        """Of a hyperparameter: its choices, the ends of its range, or the one value that it has."""
-        entry = self.space.get(name)
-        if entry is None:
-            return (self.training.get(name, hyperparameters.FIELDS[name].default),)
-        return entry.extremes
+        """As `space.extremes`."""
+        return space.extremes(self.space, name, self.training)
 
     @property
     def most_epochs(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import models
 from orchestrator.contract import ModelPin
-from orchestrator.spec import StudySpec
+from orchestrator.spec import ModelSource
 from orchestrator.texts import shown
 
 if TYPE_CHECKING:
@@ -41,15 +41,17 @@ class Tokens:
     first: tuple[int, ...]
 
 
-def count(spec: StudySpec, folder: Path, rows: Sequence[Mapping[str, Any]], pin: ModelPin | None = None) -> Tokens:
-    """Tokens of the study's rows. pin: of a hub model; without it what the hub's cache has of its revision is asked."""
+def count(
+    source: ModelSource, folder: Path, rows: Sequence[Mapping[str, Any]], task: str, pin: ModelPin | None = None
+) -> Tokens:
+    """Tokens of rows for one model. pin: of a hub model; without it the hub's cache is asked for its revision."""
     chosen = _sample(rows)
-    tokenizer = _load(spec, folder, pin)
+    tokenizer = _load(source, folder, pin)
     try:
-        counted = [_row(rows[number], spec.task, tokenizer) for number in chosen]
+        counted = [_row(rows[number], task, tokenizer) for number in chosen]
     except Exception:  # as `_load`: a vocabulary without an unknown token, say
         tokenizer = None
-        counted = [_row(rows[number], spec.task, None) for number in chosen]
+        counted = [_row(rows[number], task, None) for number in chosen]
     whole, target, first = zip(*counted, strict=True) if counted else ((), (), ())
     exact = tokenizer is not None and "messages" not in rows[0]
     return Tokens(exact, tuple(chosen), whole, target, first)
@@ -97,8 +99,8 @@ def _turns(tokenizer: Tokenizer | None, messages: Sequence[Mapping[str, str]]) -
     return sum(lengths), 0, sum(lengths[:answer]) + TURN - 1
 
 
-def _load(spec: StudySpec, folder: Path, pin: ModelPin | None) -> Tokenizer | None:
-    where = _file(spec, folder, pin)
+def _load(source: ModelSource, folder: Path, pin: ModelPin | None) -> Tokenizer | None:
+    where = _file(source, folder, pin)
     if where is None or not where.is_file():
         return None
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -113,15 +115,15 @@ def _load(spec: StudySpec, folder: Path, pin: ModelPin | None) -> Tokenizer | No
     return tokenizer
 
 
-def _file(spec: StudySpec, folder: Path, pin: ModelPin | None) -> Path | None:
-    if models.origin(spec.model.path, folder) != "hub":
-        found = models.files(spec.model, folder)
+def _file(source: ModelSource, folder: Path, pin: ModelPin | None) -> Path | None:
+    if models.origin(source.path, folder) != "hub":
+        found = models.files(source, folder)
         return None if found is None else found / FILE
     import huggingface_hub
 
-    revision = pin.pin if pin is not None else spec.model.revision
+    revision = pin.pin if pin is not None else source.revision
     try:
-        cached = huggingface_hub.try_to_load_from_cache(spec.model.path, FILE, revision=revision)
+        cached = huggingface_hub.try_to_load_from_cache(source.path, FILE, revision=revision)
     except ValueError:  # no id of the hub
         return None
     return Path(cached) if isinstance(cached, str) else None

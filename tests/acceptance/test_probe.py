@@ -29,7 +29,7 @@ def test_a_probe_measures_the_largest_batch_and_rank_and_touches_no_database(tmp
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     jsonschema.Draft202012Validator(SCHEMA).validate(report)
-    measured, expected = report["probe"], report["forecast"]
+    [measured], expected = report["probes"], report["forecast"]
     assert (measured["device"], measured["slots"]) == ("cpu", 1)
     assert (measured["step_rows"], measured["lora_rank"]) == (16, 16)  # the default configuration's rank counts too
     assert measured["row_seconds"] > 0
@@ -44,7 +44,7 @@ def test_without_a_probe_check_json_has_its_schema_too(tmp_path: Path) -> None:
     path = prepared(tmp_path, "bert", [*tiny_models.classification_rows(20), {"text": "x", "label": "food"}])
     report = json.loads(foldtune("check", str(path), "--json").stdout)
     jsonschema.Draft202012Validator(SCHEMA).validate(report)
-    assert report["probe"] is None
+    assert report["probes"] is None
     assert report["forecast"]["basis"] == "formula"
     assert sizes.model_size(tmp_path / "model") == sizes.ModelSize(
         layers=2 * (4 * 16 * 16 + 2 * 16 * 32) + 16 * 16,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sqlalchemy import Engine
 
 from orchestrator import forecast, paces, trials
 from orchestrator.contract import Settings
+from orchestrator.launch import launch
 from tests.database import studies
 
 
@@ -27,7 +29,7 @@ def test_seconds_of_the_same_model_make_the_forecast(engine: Engine, tmp_path: P
     found = paces.forecast_of(engine, prepared)
     assert found.basis == "history"
     assert found.trial_seconds is not None
-    epoch = forecast.passes(replace(Settings(), epochs=1), 2)
+    epoch = forecast.passes(replace(Settings(), epochs=1), 2, forecast.Given(rows=1))
     size = len(prepared.snapshot.content)
     assert paces.pass_seconds(engine, prepared.model.pin, "cpu", size) == pytest.approx(4.0 / epoch)
     trial = 2 * 3 * 4.0  # two folds of three epochs
@@ -56,3 +58,24 @@ def test_twice_the_rows_take_twice_as_long(engine: Engine, tmp_path: Path) -> No
     once, twice = (paces.pass_seconds(engine, prepared.model.pin, "cpu", size) for size in (500, 1000))
     assert once is not None
     assert twice == pytest.approx(2 * once)
+
+
+def test_of_several_models_each_has_a_past_of_its_own(engine: Engine, tmp_path: Path) -> None:
+    path = studies.write(tmp_path)
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "roberta"}')
+    path.write_text(path.read_text().replace("model: {path: ./model}", "model: [./model, ./other]"))
+    prepared = studies.prepared(path)
+    assert paces.forecast_of(engine, prepared).basis == "formula"
+    launch(engine, prepared)
+    who = studies.worker(engine)
+    while (taken := trials.take(engine, who, ["s"])) is not None:
+        studies.train(engine, *taken, seconds=2.0 if taken[1].model == "./model" else 8.0)
+    size = len(prepared.snapshot.content)
+    seconds = [paces.pass_seconds(engine, pin.pin, "cpu", size) for pin in prepared.models]
+    assert seconds[0] is not None
+    assert seconds[1] == pytest.approx(4 * seconds[0])
+    found = paces.forecast_of(engine, prepared)
+    assert found.basis == "history"
+    assert found.trial_seconds is not None
+    assert found.trial_seconds.low == pytest.approx(2 * 3 * 5.0 * forecast.FROM_HISTORY[0])

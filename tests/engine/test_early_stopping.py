@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.engine import test_resume as resume
 from tests.parity import test_company as company
 from trial_worker.engine import Base, Pack, Rows, courses
 from trial_worker.engine.state import _metadata
-from trial_worker.tasks import CausalLm, Classification
+from trial_worker.tasks import CausalLm, Classification, Regression
 
 STOPS: dict[str, Any] = {"patience": 2, "stopping_share": 0.3, "epochs": 12, "learning_rate": 3e-2}
 ROWS = 24
@@ -73,6 +74,19 @@ KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "the model itself": ("bert", {"method": "full", "learning_rate": 1e-2}),
     "language model": ("gpt2", {"lr_schedule": "constant"}),
 }
+
+
+def test_a_regressions_loss_is_on_one_scale_whatever_is_held_out_or_made(bert: Base, tmp_path: Path) -> None:
+    """Its nats are in standard deviations of the fold's numbers; by what a trial trains on, each has its own."""
+    rows = [{**row, "number": math.exp(len(row["text"]) / 20)} for row in tiny_models.number_rows(40)]
+    base = Base.load(bert.pin, "sequence", 1)
+    pack = Pack(base, Rows(Regression(), rows, base.tokenizer))
+    losses = set()
+    for chosen in ({}, {"patience": 2, "stopping_share": 0.4}, {"word_noise": 0.2, "augment_copies": 2}):
+        unit = tiny_models.unit(40, epochs=1, learning_rate=1e-12, **chosen)
+        [done] = trained(pack, unit, tmp_path)
+        losses.add(round(done.tallies["nats"], 4))
+    assert len(losses) == 1, losses
 
 
 @pytest.mark.parametrize("kind", KINDS)

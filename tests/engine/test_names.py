@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,6 +80,20 @@ def test_a_names_score_is_its_log_likelihood_behind_the_row_alone(
                 alone = logits.log_softmax(-1).gather(2, ids[..., None]).sum()
                 assert float(score) == pytest.approx(float(alone), rel=1e-5)
             assert scores.logsumexp(0) < 0  # of all that could be written, the names are a part
+
+
+def test_the_logits_that_are_kept_have_their_probabilities_in_float16_too(t5: Base) -> None:
+    """As log-likelihoods of names they are tens of nats below 0."""
+    epochs, _ = trained(pack_of(t5), tiny_models.unit(epochs=1))
+    kept = epochs[-1].predictions
+    assert kept.logits is not None
+    logits = np.frombuffer(base64.b64decode(kept.logits), "<f2").astype(float).reshape(-1, 3)
+    assert (logits.max(-1) == 0).all()
+    assert logits.min() < 0
+    truth = [sorted(NAMES).index(ROWS[row]["label"]) for row in tiny_models.unit().validation]
+    said = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nats = np.frombuffer(base64.b64decode(kept.nats), "<f4")
+    assert np.exp(said[np.arange(len(truth)), truth]) == pytest.approx(np.exp(-nats), abs=1e-3)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "full"])

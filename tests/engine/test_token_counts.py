@@ -56,17 +56,17 @@ def test_the_counts_are_the_engines(task: str, kind: str, tmp_path: Path) -> Non
     if task == "token_classification":
         raw = [{"w": row["text"].split(), "t": row["tags"]} for row in rows]
     seen = checked(tmp_path, kind, raw, study(task=task, data=f"{{path: rows.jsonl{columns and ', ' + columns}}}"))
-    assert seen.tokens is not None
-    assert seen.tokens.exact
+    [own] = seen.tokens
+    assert own.exact
     labels = seen.snapshot.classes if seen.snapshot else ()
     named = task_named(task, labels)
     base = Base.load(tiny_models.pin(tmp_path / "model"), family=named.family, outputs=named.outputs)
     items = Rows(named, rows, base.tokenizer).items(10**6)
-    assert list(seen.tokens.whole) == [len(item.ids) for item in items]
+    assert list(own.whole) == [len(item.ids) for item in items]
     if task == "seq2seq":
-        assert list(seen.tokens.target) == [len(item.targets) for item in items]
+        assert list(own.target) == [len(item.targets) for item in items]
     if task == "causal_lm":
-        assert list(seen.tokens.first) == [int(item.positions[0]) + 1 for item in items if item.positions is not None]
+        assert list(own.first) == [int(item.positions[0]) + 1 for item in items if item.positions is not None]
 
 
 def test_what_is_cut_is_counted(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_of_much_text_every_nth_row_stands_for_the_others(tmp_path: Path, monkey
     whole = found(tmp_path, "bert", rows, text)["truncated"]
     monkeypatch.setattr(tokens, "MOST_BYTES", -(-sum(len(row["text"]) for row in rows) // 3))
     seen = checked(tmp_path, "bert", rows, text)
-    assert seen.tokens is not None
-    assert seen.tokens.number == tuple(range(0, 90, 3))
+    [own] = seen.tokens
+    assert own.number == tuple(range(0, 90, 3))
     (part,) = [finding for finding in seen.findings if finding.kind == "truncated"]
     assert (whole.count, part.count) == (45, 45)
     assert part.message.startswith("about 45 rows of 90")
@@ -121,5 +121,21 @@ def test_a_damaged_tokenizer_is_left_to_the_worker(broken: dict[str, object], tm
     rows = [{"text": f"text {index}", "label": "ab"[index % 2]} for index in range(20)]
     path = folder(tmp_path, None, {"rows.jsonl": jsonl(rows), "model/tokenizer.json": json.dumps(broken)})
     seen = prepare.check(study_file.load(path))
-    assert seen.tokens is not None
-    assert not seen.tokens.exact
+    [own] = seen.tokens
+    assert not own.exact
+
+
+def test_each_of_several_models_counts_with_its_own_tokenizer(tmp_path: Path) -> None:
+    """Only one of them cuts; the order in which they are named changes nothing."""
+    rows = [{"text": "zyxwv " * (5 + index % 3) + str(index), "label": "ab"[index % 2]} for index in range(20)]
+    said = []
+    for order in ("[./words, ./bytes]", "[./bytes, ./words]"):
+        path = folder(tmp_path, study(model=order, training="{max_length: 16}"), {"rows.jsonl": jsonl(rows)})
+        tiny_models.save_bert(tmp_path / "words")
+        tiny_models.save_gpt2(tmp_path / "bytes")
+        seen = prepare.check(study_file.load(path))
+        assert len(seen.tokens) == 2
+        cut = [finding for finding in seen.findings if finding.kind == "truncated"]
+        said.append((sorted(finding.message.partition(":")[0] for finding in cut), seen.forecast))
+    assert said[0] == said[1]
+    assert said[0][0] == ["model ./bytes"]

@@ -194,6 +194,18 @@ STUDY_YAML = {
         study(augmentation="{paraphraser: {path: ./model}, back_translator: {path: ./model, prompt: Back.}}", training="{paraphrases: 1}"),
         r":7:79: 'augmentation\.back_translator\.prompt' must have \$text in it",
     ),
+    "synthetic rows of pairs": Bad(
+        study(data="{path: rows.jsonl, text_pair: other}", augmentation="{generator: {path: ./model}}", training="{synthetic: 1}"),
+        r":8:12: 'synthetic' makes rows of one text, and 'data.text_pair' gives each row two",
+    ),
+    "a pool beside pairs": Bad(
+        study(data="{path: rows.jsonl, text_pair: other, pool: rows.jsonl}", training="{pseudo_rounds: 1}"),
+        r":7:12: 'pseudo_rounds' makes rows of one text, and 'data.text_pair' gives each row two",
+    ),
+    "patience of which a default share leaves too little": Bad(
+        space("patience: [3, 4], stopping_share: {choices: [0.5], when: {patience: 3}}"),
+        r"'patience' needs 5 rows at least to stop by — got 2",
+    ),
     "paraphrases by nobody": Bad(study(training="{paraphrases: 1}"), r":7:12: 'paraphrases' needs augmentation\.paraphraser"),
     "synthetic rows by nobody": Bad(space("synthetic: [0, 8]"), r"'synthetic' needs augmentation\.generator"),
     "self-training on nothing": Bad(study(training="{pseudo_rounds: 1}"), r":7:12: 'pseudo_rounds' needs data\.pool"),

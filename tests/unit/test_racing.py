@@ -231,9 +231,7 @@ def test_paired_on_accuracy_needs_two_folds_and_is_the_corrected_t() -> None:
 def test_the_tail_of_students_t(t: float, freedom: int) -> None:
     # with one degree of freedom scipy is off by 1.4e-11 near 0
     wanted = 0.5 - math.atan(t) / math.pi if freedom == 1 else float(stats.t.sf(t, freedom))
-    assert racing.student_tail(t, freedom) == pytest.approx(wanted, rel=0.04 if freedom >= 200 else 1e-6, abs=3e-4)
-    if freedom < 200:
-        assert racing.student_tail(t, freedom) == pytest.approx(wanted, abs=1e-12)
+    assert racing.student_tail(t, freedom) == pytest.approx(wanted, abs=1e-5 if freedom >= 200 else 1e-12)
 
 
 # --- hopeless ---------------------------------------------------------------------------------------------------

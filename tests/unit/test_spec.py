@@ -321,3 +321,27 @@ def test_the_schema_accepts_several_models_and_conditions() -> None:
     assert list(validator.iter_errors({**values, "search": search})) == []
     assert list(validator.iter_errors({**values, "model": ["./model"]}))
     assert list(validator.iter_errors({**values, "search": {"space": {"r": {"choices": [4], "when": {"rank": 4}}}}}))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        "lr_schedule: [linear, cosine], warmup_steps: {choices: [3], when: {lr_schedule: cosine}}",  # beside a ratio
+        "method: [lora, head], patience: {choices: [1], when: {method: head}}, "
+        "pseudo_rounds: {choices: [1], when: {method: lora}}",
+    ],
+)
+def test_what_conditions_keep_apart_is_no_contradiction(entries: str) -> None:
+    data = "{path: rows.jsonl, pool: rows.jsonl}" if "pseudo" in entries else "{path: rows.jsonl}"
+    text = study_text.study(
+        data=data, search=f"{{sampler: random, space: {{{entries}}}}}", training="{warmup_ratio: 0.1}"
+    )
+    assert load(text).spec.search.space
+
+
+def test_the_extremes_of_an_entry_that_waits_include_what_is_there_without_it() -> None:
+    text = study_text.space("method: [lora, head], batch_size: {choices: [1, 2], when: {method: head}}", "random")
+    wanted = load(text).spec
+    assert wanted.extremes("batch_size") == (1, 2, Settings().batch_size)
+    assert wanted.extremes("method") == ("lora", "head")
+    assert wanted.extremes("epochs") == (Settings().epochs,)

@@ -59,7 +59,7 @@ class Slot:
         self.unit = unit
         part = training_part(base, rows, unit, made)
         self.train = part.train
-        self.items = rows.task.fitted(part.items, self.train)
+        self.items = rows.task.fitted(part.items, unit.train)  # a scale that no setting changes: losses are compared
         self._stopping = Stopping(part.stopping, self.settings.patience) if part.stopping else None
         self.clock = Clock()
         self.clock.limit(unit.seconds_left)

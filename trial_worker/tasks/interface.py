@@ -256,11 +256,18 @@ def answers(logits: Tensor, batch: Batch) -> Answers:
 
 
 def score(said: Answers, batch: Batch) -> Scores:
-    """Scores of the batch's rows."""
+    """Scores of the batch's rows.
+
+    Logits of choices are log-likelihoods of whole texts, far below 0, where float16 is coarse: as they are kept, the
+    best of a row is 0. A softmax is the same.
+    """
+    logits = said.logits
+    if logits is not None and batch.choices is not None:
+        logits = logits - logits.amax(-1, keepdim=True)
     zeros = torch.zeros(batch.rows, dtype=torch.float64, device=said.nats.device)
     return Scores(
         nats=zeros.index_add(0, batch.owners, said.nats).cpu().numpy(),
         counts=torch.bincount(batch.owners, minlength=batch.rows).cpu().numpy(),
         correct=zeros.long().index_add(0, batch.owners, said.hits.long()).cpu().numpy(),
-        logits=None if said.logits is None else said.logits.float().cpu().numpy(),
+        logits=None if logits is None else logits.float().cpu().numpy(),
     )

@@ -41,7 +41,9 @@ class OneTarget(Task):
                 raise ValueError(f"row {number}: {error}") from error
         if not rows:
             return []
-        pairs = [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None
+        pairs = [row["text_pair"] for row in rows if "text_pair" in row] or None
+        if pairs is not None and len(pairs) < len(rows):
+            raise ValueError("either all rows have a text_pair, or none has one")
         items = items_of(tokenizer([row["text"] for row in rows], pairs), targets)
         for number, item in enumerate(items):
             if not item.length:
