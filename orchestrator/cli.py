@@ -205,6 +205,29 @@ def best(study: str, storage: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("study")
+@click.argument("one", required=False, metavar="[TRIAL")
+@click.argument("other", required=False, metavar="[TRIAL]]")
+@storage_option
+@json_option
+def compare(study: str, one: str | None, other: str | None, storage: str | None, as_json: bool) -> None:
+    """Compare two trials on the same rows: best, default, a number or a baseline's name.
+
+    Without names the best one with the default configuration. Exit code 1 while nothing is complete.
+    """
+    from orchestrator import console, contrast, view
+
+    found = contrast.find(open_engine(storage), study, one, other)
+    if as_json:
+        click.echo(json.dumps(found))
+    elif found is None:
+        say(f"study {study!r}: no trial is complete yet")
+    else:
+        console.data().print(view.compared(found))
+    raise SystemExit(1 if found is None else 0)
+
+
+@cli.command()
+@click.argument("study")
 @storage_option
 @click.option("--n", "most", type=click.IntRange(min=1), default=20, show_default=True, help="Rows at most.")
 @json_option

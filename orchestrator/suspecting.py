@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
-from orchestrator import forms, queries, snapshots, suspects
+from orchestrator import forms, out_of_fold, queries, snapshots, suspects
 from orchestrator.database.engine import transaction
 from orchestrator.records import StudyRecord
 from orchestrator.texts import shown, told
@@ -22,7 +22,7 @@ LIKELY = {**dict.fromkeys(forms.ONE_CLASS, suspects.softmax), "multi_label": sus
 
 
 @dataclass(frozen=True)
-class OutOfFold:
+class Averaged:
     """What models said of rows that they had not been trained on, averaged over trials and repeats.
 
     losses: (rows,) nats per item; NaN of a row that was not judged. probabilities: (rows, classes), or None; of several
@@ -44,7 +44,7 @@ def find(engine: Engine, name: str, most: int) -> dict[str, Any] | None:
         trials = queries.best_trials(connection, record.id, TRIALS, maximize=record.spec.maximize)
         if not trials:
             return None
-        seen = out_of_fold(connection, record, [trial.id for trial in trials])
+        seen = averaged(connection, record, [trial.id for trial in trials])
     rows = [json.loads(line) for line in snapshots.content(engine, record, record.snapshot).split(b"\n") if line]
     found = _suspects(record, rows, seen)
     return {
@@ -58,48 +58,23 @@ def find(engine: Engine, name: str, most: int) -> dict[str, Any] | None:
     }
 
 
-def out_of_fold(connection: Connection, record: StudyRecord, trials: Sequence[int]) -> OutOfFold:
+def averaged(connection: Connection, record: StudyRecord, trials: Sequence[int]) -> Averaged:
     """Of these trials' finished folds, at the epoch that counts."""
     rows, classes = len(record.plan.assignment[0]), len(record.labels)
     sums, counts = np.zeros((2, rows))
     likely, times = np.zeros((rows, classes)), np.zeros(rows)
-    for one in _results(connection, record, trials):
-        validated = np.asarray(record.plan.split(one["repeat"], one["fold"])[1])
-        sums[validated] += np.frombuffer(one["nats"], "<f4")
-        counts[validated] += np.frombuffer(one["counts"], "<f4")
-        if record.spec.task in LIKELY and one["logits"] is not None:
-            likely[validated] += LIKELY[record.spec.task](np.frombuffer(one["logits"], "<f2").reshape(-1, classes))
-            times[validated] += 1
+    for one in out_of_fold.read(connection, record, trials):
+        sums[one.rows] += one.nats
+        counts[one.rows] += one.counts
+        if record.spec.task in LIKELY and one.logits is not None:
+            likely[one.rows] += LIKELY[record.spec.task](one.logits)
+            times[one.rows] += 1
     losses = np.divide(sums, counts, out=np.full(rows, np.nan), where=counts > 0)
     whole = bool(classes) and bool((times > 0).all())
-    return OutOfFold(losses, likely / times[:, None] if whole else None)
+    return Averaged(losses, likely / times[:, None] if whole else None)
 
 
-def _results(connection: Connection, record: StudyRecord, trials: Sequence[int]) -> list[Mapping[str, Any]]:
-    counted = queries.fold_results(connection, record.id, trials)
-    rows = connection.execute(
-        text(
-            "SELECT u.repeat, u.fold, r.nats, r.counts, r.logits FROM unnest(CAST(:trials AS bigint[]), "
-            "CAST(:repeats AS integer[]), CAST(:folds AS integer[]), CAST(:epochs AS integer[])) "
-            "AS w(trial, repeat, fold, epoch) JOIN trial t ON t.id = w.trial "
-            "JOIN unit u ON u.trial = coalesce(t.run, t.id) AND u.repeat = w.repeat AND u.fold = w.fold "
-            "JOIN result r ON r.unit = u.id AND r.epoch = w.epoch"
-        ),
-        {
-            "trials": [each.trial for each in counted],
-            "repeats": [each.repeat for each in counted],
-            "folds": [each.fold for each in counted],
-            "epochs": [each.epoch for each in counted],
-        },
-    )
-    return [{name: _plain(value) for name, value in row.items()} for row in rows.mappings()]
-
-
-def _plain(value: Any) -> Any:
-    return bytes(value) if isinstance(value, memoryview) else value
-
-
-def _suspects(record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: OutOfFold) -> list[suspects.Suspect]:
+def _suspects(record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: Averaged) -> list[suspects.Suspect]:
     if seen.probabilities is None:
         return suspects.by_losses(seen.losses)
     numbers = {label: number for number, label in enumerate(record.labels)}
@@ -112,7 +87,7 @@ def _suspects(record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: OutO
 
 
 def _described(
-    record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: OutOfFold, suspect: suspects.Suspect
+    record: StudyRecord, rows: Sequence[Mapping[str, Any]], seen: Averaged, suspect: suspects.Suspect
 ) -> dict[str, Any]:
     row, at = rows[suspect.row], suspect.row
     likely = None if seen.probabilities is None or suspect.said is None else seen.probabilities[at]

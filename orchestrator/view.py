@@ -246,6 +246,35 @@ def list_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def compared(found: Mapping[str, Any]) -> RenderableType:
+    """`foldtune compare`."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for heading in ("", "nats per item", "95 % interval", ""):
+        table.add_column(heading, justify="left")
+    for trial in found["trials"]:
+        shown = escape(words.assignment(trial["params"]))
+        table.add_row(escape(trial["name"]), words.number(trial["loss"]["value"]), _interval(trial["loss"]), shown)
+    gap = found["difference"]
+    table.add_row("difference", f"{gap['value']:+.4g}", _interval(gap), "")
+    lower = sum(each["difference"] < 0 for each in found["folds"])
+    lines = [f"{found['verdict']} {lower} of {len(found['folds'])} folds have the lower loss with the first."]
+    if (test := found["corrected_t"]) is not None:
+        lines.append(
+            f"Corrected resampled t-test over the folds: t {test['t']:.2f}, {test['freedom']} degrees of freedom, "
+            f"p {test['p']:.2g}."
+        )
+    many, kin = found["rows"], found["rows"] - found["clusters"]
+    together = f", {kin} of which belong to others," if kin else ""
+    lines.append(f"Intervals hold the chance of the {many} rows{together} and not that of a run's seed.")
+    if (among := found["candidates"]) > 2:
+        lines.append(f"The best of {among} was chosen by these very rows, and looks better than it is.")
+    return Group(table, Text(), *(Text(line) for line in lines))
+
+
+def _interval(estimate: Mapping[str, float]) -> str:
+    return f"{words.number(estimate['low'])} to {words.number(estimate['high'])}"
+
+
 def suspects_table(found: Mapping[str, Any]) -> Table:
     """`foldtune suspects`."""
     by = f"by trials {', '.join(found['trials'])}, none of which was trained on the row"

@@ -19,7 +19,7 @@ from benchmarks.effects.compare import by_row, effect
 from benchmarks.effects.variations import Variation, units, variations
 from benchmarks.sampler_replay import crew
 from benchmarks.search_speed import harness
-from orchestrator import objective, prepare, study_file
+from orchestrator import objective, prepare, statistics, study_file
 from orchestrator.contract import EpochDone, OpenStudy, TrainUnit, UnitEnded
 from orchestrator.errors import FoldtuneError
 from orchestrator.prepare import Prepared
@@ -76,6 +76,7 @@ def measured(path: Path, names: Sequence[str], workers: int) -> dict[str, Any]:
         number: by_row(prepared.snapshot.rows, (_items(unit, done) for unit, done in each))
         for number, each in found.items()
     }
+    clusters = statistics.clusters(prepared.snapshot.parsed)
     return {
         "study": prepared.loaded.spec.study,
         "rows": prepared.snapshot.rows,
@@ -84,7 +85,7 @@ def measured(path: Path, names: Sequence[str], workers: int) -> dict[str, Any]:
         "variations": [
             {
                 "changed": variation.changed,
-                **(asdict(effect(sums[number], sums[0])) if number in sums else {"diverged": True}),
+                **(asdict(effect(sums[number], sums[0], clusters)) if number in sums else {"diverged": True}),
                 "metrics": objective.metrics(objective.add(done.tallies for _, done in found[number]))
                 if number in found
                 else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 10_000
+from orchestrator import statistics
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,11 @@ def by_row(rows: int, parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
     return total
 
 
-def effect(of: np.ndarray, against: np.ndarray, seed: int = 0) -> Effect:
-    """Of two (2, rows) as `by_row`. A percentile bootstrap over rows, of the difference of the pooled losses.
+def effect(of: np.ndarray, against: np.ndarray, clusters: np.ndarray) -> Effect:
+    """Of two (2, rows) as `by_row`; see `orchestrator.statistics`, also for clusters. Repeats of a row are one draw.
 
-    B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Rows are drawn with all their
-    repeats: these are no independent rows. How another seed would train is not in the interval.
+    How another seed would train is not in the interval.
     """
-    rows = np.random.default_rng(seed).integers(0, of.shape[1], (DRAWS, of.shape[1]))
-    drawn = _loss(of[:, rows]) - _loss(against[:, rows])
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    loss = float(_loss(of))
-    return Effect(loss, loss - float(_loss(against)), float(low), float(high))
-
-
-def _loss(sums: np.ndarray) -> np.ndarray:
-    nats, items = sums.sum(-1)
-    return np.asarray(nats / items)
+    found = statistics.difference(of.T, against.T, clusters)
+    nats, items = of.sum(-1)
+    return Effect(float(nats / items), found.value, found.low, found.high)

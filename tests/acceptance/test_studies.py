@@ -20,12 +20,17 @@ from tests.database.studies import rows
 FILES = sorted((ROOT / "studies").rglob("*.yaml"))
 NEED_PACKAGE = {
     *("glosses", "grid", "verse_pairs", "marks", "chapters", "speech", "speakers", "augmentation", "self-training"),
-    *("regularisation", "methods", "paraphrases", "synthetic", "models"),
+    *("regularisation", "methods", "paraphrases", "back-translation", "synthetic", "models"),
 }
-NEED_SMOLLM2 = {"instructions", "paraphrases", "synthetic"}  # `make smollm`, which no test waits for
+NEED_SMOLLM2 = {
+    "instructions",
+    "paraphrases",
+    "back-translation",
+    "synthetic",
+}  # `make smollm`, which no test waits for
 WITHOUT_TORCH = {  # run small by the light engine; with their model in test_readme.py, or like another one of these
     *("glosses", "grid", "augmentation"),
-    *("paraphrases", "synthetic"),
+    *("paraphrases", "back-translation", "synthetic"),
 }
 # Of the other studies test_task_journeys.py trains each task, with tiny models.
 TRAINED_SMALL = ("causal", "rewriting", "novels")

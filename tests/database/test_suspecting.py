@@ -84,7 +84,7 @@ def test_every_repeat_of_a_row_counts(engine: Engine, tmp_path: Path) -> None:
     with transaction(engine) as connection:
         record = queries.study(connection, "s")
         best = queries.best_trials(connection, record.id, 1, maximize=False)[0]
-        seen = suspecting.out_of_fold(connection, record, [best.id])
+        seen = suspecting.averaged(connection, record, [best.id])
     assert seen.losses[WRONG] == pytest.approx(8.0)
     assert seen.losses[4] == pytest.approx(0.54)
 

@@ -1,0 +1,132 @@
+"""`foldtune compare`: two trials of a study on the same rows, from its database alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine
+
+from orchestrator import out_of_fold, queries, snapshots, statistics, words
+from orchestrator.database.engine import transaction
+from orchestrator.errors import USAGE, FoldtuneError
+from orchestrator.hyperparameters import did_you_mean
+from orchestrator.out_of_fold import Validated
+from orchestrator.records import StudyRecord, TrialRecord
+from orchestrator.statistics import Estimate
+
+BEST = "best"
+
+
+def find(engine: Engine, name: str, one: str | None, other: str | None) -> dict[str, Any] | None:
+    """`compare --json`; None while no trial is complete.
+
+    one, other: "best", "default", a trial's number or a baseline's name; None: the best against the default
+    configuration, or against the second best where that is the best.
+
+    Raises:
+        FoldtuneError: no such study or trial (exit code 2); trials without a fold in common (75); the rows are nowhere.
+    """
+    with transaction(engine) as connection:
+        record = queries.study(connection, name)
+        every = queries.trials(connection, record.id)
+        ranked = queries.best_trials(connection, record.id, 2, maximize=record.spec.maximize)
+        if not ranked:
+            return None
+        pair = _pair(every, ranked, one, other)
+        seen = out_of_fold.read(connection, record, [trial.duplicate_of or trial.id for trial in pair])
+    folds = [_folds(seen, trial.duplicate_of or trial.id) for trial in pair]
+    common = sorted(folds[0].keys() & folds[1].keys())
+    if not common:
+        both = " and ".join(_label(trial) for trial in pair)
+        raise FoldtuneError(f"{both} have no finished fold in common yet", code=75)
+    rows = [json.loads(line) for line in snapshots.content(engine, record, record.snapshot).split(b"\n") if line]
+    return _compared(record, pair, [[own[at] for at in common] for own in folds], rows, _candidates(every))
+
+
+def _pair(
+    every: Sequence[TrialRecord], ranked: Sequence[TrialRecord], one: str | None, other: str | None
+) -> tuple[TrialRecord, TrialRecord]:
+    known = {trial.name: trial for trial in every} | {BEST: ranked[0]}
+    mine = _named(known, one or BEST)
+    if other is not None or "default" not in known or mine.is_default:
+        theirs = _named(known, other) if other else next((each for each in ranked if each.id != mine.id), mine)
+    else:
+        theirs = known["default"]
+    if mine.id == theirs.id:
+        raise FoldtuneError(f"{_label(mine)} cannot be compared with itself: name two trials", code=USAGE)
+    return mine, theirs
+
+
+def _named(known: Mapping[str, TrialRecord], name: str) -> TrialRecord:
+    if name in known:
+        return known[name]
+    help = did_you_mean(name, known).replace("known keys", "trials")
+    raise FoldtuneError(f"the study has no trial {name!r}", help=help, code=USAGE)
+
+
+def _label(trial: TrialRecord) -> str:
+    if trial.is_baseline:
+        return f"baseline {trial.name}"
+    return "the default configuration" if trial.is_default else f"trial {trial.name}"
+
+
+def _folds(seen: Sequence[Validated], trial: int) -> dict[tuple[int, int], Validated]:
+    return {(each.repeat, each.fold): each for each in seen if each.trial == trial}
+
+
+def _candidates(every: Sequence[TrialRecord]) -> int:
+    """Among how many the best was looked for."""
+    return sum(trial.value is not None and trial.duplicate_of is None and not trial.is_baseline for trial in every)
+
+
+def _compared(
+    record: StudyRecord,
+    pair: Sequence[TrialRecord],
+    folds: Sequence[Sequence[Validated]],
+    rows: Sequence[Mapping[str, Any]],
+    candidates: int,
+) -> dict[str, Any]:
+    """folds: of each of the two the same ones, in one order."""
+    sums = np.zeros((2, len(rows), 2))
+    for side, own in enumerate(folds):
+        for each in own:
+            sums[side, each.rows] += np.stack([each.nats, each.counts], 1)
+    judged = (sums[:, :, 1] > 0).any(0)
+    mine, theirs = sums[:, judged]
+    apart = statistics.clusters(rows)[judged]
+    found = statistics.difference(mine, theirs, apart)
+    losses = [statistics.mean(side[:, 0], side[:, 1], apart) for side in (mine, theirs)]
+    by_fold = [a.nats.sum() / a.counts.sum() - b.nats.sum() / b.counts.sum() for a, b in zip(*folds, strict=True)]
+    validated = float(np.mean([len(one.rows) / (len(rows) - len(one.rows)) for one in folds[0]]))
+    test = statistics.corrected_t(np.array(by_fold), validated)
+    return {
+        "study": record.name,
+        "rows": int(judged.sum()),
+        "clusters": len(np.unique(apart)),
+        "candidates": candidates,
+        "trials": [
+            {"name": trial.name, "state": trial.state, "params": dict(trial.shown), "loss": asdict(estimate)}
+            for trial, estimate in zip(pair, losses, strict=True)
+        ],
+        "difference": asdict(found),
+        "folds": [
+            {"repeat": one.repeat, "fold": one.fold, "difference": float(value)}
+            for one, value in zip(folds[0], by_fold, strict=True)
+        ],
+        "corrected_t": test and asdict(test),
+        "verdict": verdict(_label(pair[0]), _label(pair[1]), found),
+    }
+
+
+def verdict(one: str, other: str, found: Estimate) -> str:
+    """What an interval of a difference in loss says, in words."""
+    if not found.low <= found.high:  # NaN: fewer than two rows that do not belong together
+        return f"Too few rows to compare {one} with {other}."
+    size = f"{words.number(abs(found.value))} nats per item"
+    if found.low <= 0 <= found.high:
+        return f"These rows cannot tell {one} from {other}."
+    return f"On these rows {one} is {'better' if found.high < 0 else 'worse'} than {other}, by {size}."
