@@ -16,7 +16,6 @@ from orchestrator.errors import USAGE, FoldtuneError
 from orchestrator.hyperparameters import did_you_mean
 from orchestrator.out_of_fold import Validated
 from orchestrator.records import StudyRecord, TrialRecord
-from orchestrator.statistics import Estimate
 
 BEST = "best"
 
@@ -44,7 +43,9 @@ def find(engine: Engine, name: str, one: str | None, other: str | None) -> dict[
         both = " and ".join(_label(trial) for trial in pair)
         raise FoldtuneError(f"{both} have no finished fold in common yet", code=75)
     rows = [json.loads(line) for line in snapshots.content(engine, record, record.snapshot).split(b"\n") if line]
-    return _compared(record, pair, [[own[at] for at in common] for own in folds], rows, _candidates(every))
+    found = _compared(record, pair, [[own[at] for at in common] for own in folds], rows)
+    best_of = _candidates(every) if ranked[0].id in [trial.id for trial in pair] else None
+    return {**found, "best_of": best_of, "verdict": verdict(_label(pair[0]), _label(pair[1]), found["difference"])}
 
 
 def _pair(
@@ -88,7 +89,6 @@ def _compared(
     pair: Sequence[TrialRecord],
     folds: Sequence[Sequence[Validated]],
     rows: Sequence[Mapping[str, Any]],
-    candidates: int,
 ) -> dict[str, Any]:
     """folds: of each of the two the same ones, in one order."""
     sums = np.zeros((2, len(rows), 2))
@@ -107,7 +107,6 @@ def _compared(
         "study": record.name,
         "rows": int(judged.sum()),
         "clusters": len(np.unique(apart)),
-        "candidates": candidates,
         "trials": [
             {"name": trial.name, "state": trial.state, "params": dict(trial.shown), "loss": asdict(estimate)}
             for trial, estimate in zip(pair, losses, strict=True)
@@ -118,15 +117,15 @@ def _compared(
             for one, value in zip(folds[0], by_fold, strict=True)
         ],
         "corrected_t": test and asdict(test),
-        "verdict": verdict(_label(pair[0]), _label(pair[1]), found),
     }
 
 
-def verdict(one: str, other: str, found: Estimate) -> str:
-    """What an interval of a difference in loss says, in words."""
-    if not found.low <= found.high:  # NaN: fewer than two rows that do not belong together
+def verdict(one: str, other: str, found: Mapping[str, Any]) -> str:
+    """What a difference in loss and its interval say, in words."""
+    low, high = found["low"], found["high"]
+    if low is None:
         return f"Too few rows to compare {one} with {other}."
-    size = f"{words.number(abs(found.value))} nats per item"
-    if found.low <= 0 <= found.high:
+    if low <= 0 <= high:
         return f"These rows cannot tell {one} from {other}."
-    return f"On these rows {one} is {'better' if found.high < 0 else 'worse'} than {other}, by {size}."
+    size = f"{words.number(abs(found['value']))} nats per item"
+    return f"On these rows {one} is {'better' if high < 0 else 'worse'} than {other}, by {size}."

@@ -250,7 +250,7 @@ def compared(found: Mapping[str, Any]) -> RenderableType:
     """`foldtune compare`."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for heading in ("", "nats per item", "95 % interval", ""):
-        table.add_column(heading, justify="left")
+        table.add_column(heading, justify="right" if heading.startswith("nats") else "left")
     for trial in found["trials"]:
         shown = escape(words.assignment(trial["params"]))
         table.add_row(escape(trial["name"]), words.number(trial["loss"]["value"]), _interval(trial["loss"]), shown)
@@ -266,7 +266,7 @@ def compared(found: Mapping[str, Any]) -> RenderableType:
     many, kin = found["rows"], found["rows"] - found["clusters"]
     together = f", {kin} of which belong to others," if kin else ""
     lines.append(f"Intervals hold the chance of the {many} rows{together} and not that of a run's seed.")
-    if (among := found["candidates"]) > 2:
+    if (among := found["best_of"]) is not None and among > 2:
         lines.append(f"The best of {among} was chosen by these very rows, and looks better than it is.")
     return Group(table, Text(), *(Text(line) for line in lines))
 

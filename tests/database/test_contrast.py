@@ -68,7 +68,8 @@ def test_what_hardly_differs_cannot_be_told_apart_and_the_best_is_named(compared
     [other] = [name for name in names if name != best]
     found = contrast.find(compared, "s", other, "best")
     assert found["verdict"] == f"These rows cannot tell trial {other} from trial {best}."
-    assert found["candidates"] == 5
+    assert found["best_of"] == 5
+    assert contrast.find(compared, "s", other, "default")["best_of"] is None
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,9 @@ def test_losses_and_adapter_equal_the_textbook_loop(case: str, double: bool, tmp
 
 
 @pytest.mark.parametrize("variant", [{}, {"method": "dora"}], ids=["lora", "dora"])
-@pytest.mark.parametrize("case", ["bert", "llama", "gpt2", "t5-classifier"])
+@pytest.mark.parametrize(
+    "case", ["bert", "llama", *(pytest.param(each, marks=pytest.mark.slow) for each in ("gpt2", "t5-classifier"))]
+)
 def test_on_a_base_in_4_bits_they_equal_the_textbook_loop_on_that_base(
     case: str, variant: dict[str, Any], tmp_path: Path
 ) -> None:
