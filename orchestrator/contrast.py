@@ -81,7 +81,8 @@ def _folds(seen: Sequence[Validated], trial: int) -> dict[tuple[int, int], Valid
 
 def _candidates(every: Sequence[TrialRecord]) -> int:
     """Among how many the best was looked for."""
-    return sum(trial.value is not None and trial.duplicate_of is None and not trial.is_baseline for trial in every)
+    judged = ("complete", "stopped")
+    return sum(trial.state in judged and trial.duplicate_of is None and not trial.is_baseline for trial in every)
 
 
 def _compared(

@@ -120,7 +120,8 @@ class Slot:
         return self._training(rows) + sum(self.items[row].tokens for row in evaluated)
 
     def _training(self, rows: Sequence[int]) -> int:
-        return sum(self.items[row].tokens * 3 for row in rows)
+        copies = 2 if self.settings.r_drop_alpha else 1
+        return copies * sum(self.items[row].tokens * 3 for row in rows)
 
     @property
     def draws(self) -> bool:
