@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine
 
-from orchestrator import out_of_fold, queries, snapshots, statistics, words
+from orchestrator import out_of_fold, queries, selection, snapshots, statistics, words
 from orchestrator.database.engine import transaction
 from orchestrator.errors import USAGE, FoldtuneError
 from orchestrator.hyperparameters import did_you_mean
 from orchestrator.out_of_fold import Validated
 from orchestrator.records import StudyRecord, TrialRecord
+from orchestrator.statistics import Estimate
 
 BEST = "best"
 
@@ -36,7 +38,9 @@ def find(engine: Engine, name: str, one: str | None, other: str | None) -> dict[
         if not ranked:
             return None
         pair = _pair(every, ranked, one, other)
-        seen = out_of_fold.read(connection, record, [trial.duplicate_of or trial.id for trial in pair])
+        candidates = _candidates(every) if ranked[0].id in [trial.id for trial in pair] else []
+        asked = {trial.duplicate_of or trial.id for trial in pair} | set(candidates)
+        seen = out_of_fold.read(connection, record, sorted(asked))
     folds = [_folds(seen, trial.duplicate_of or trial.id) for trial in pair]
     common = sorted(folds[0].keys() & folds[1].keys())
     if not common:
@@ -44,8 +48,8 @@ def find(engine: Engine, name: str, one: str | None, other: str | None) -> dict[
         raise FoldtuneError(f"{both} have no finished fold in common yet", code=75)
     rows = [json.loads(line) for line in snapshots.content(engine, record, record.snapshot).split(b"\n") if line]
     found = _compared(record, pair, [[own[at] for at in common] for own in folds], rows)
-    best_of = _candidates(every) if ranked[0].id in [trial.id for trial in pair] else None
-    return {**found, "best_of": best_of, "verdict": verdict(_label(pair[0]), _label(pair[1]), found["difference"])}
+    said = verdict(_label(pair[0]), _label(pair[1]), found["difference"])
+    return {**found, "best": _best(record, candidates, seen, rows), "verdict": said}
 
 
 def _pair(
@@ -79,10 +83,29 @@ def _folds(seen: Sequence[Validated], trial: int) -> dict[tuple[int, int], Valid
     return {(each.repeat, each.fold): each for each in seen if each.trial == trial}
 
 
-def _candidates(every: Sequence[TrialRecord]) -> int:
-    """Among how many the best was looked for."""
-    judged = ("complete", "stopped")
-    return sum(trial.state in judged and trial.duplicate_of is None and not trial.is_baseline for trial in every)
+def _candidates(every: Sequence[TrialRecord]) -> list[int]:
+    """Among which the best was looked for."""
+    judged = [trial for trial in every if trial.state in ("complete", "stopped") and not trial.is_baseline]
+    return [trial.id for trial in judged if trial.duplicate_of is None]
+
+
+def _best(
+    record: StudyRecord, candidates: Sequence[int], seen: Sequence[Validated], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """The best one's loss as other rows would show it; null where it was not chosen by that, or is none of the two."""
+    if len(candidates) < 2:
+        return None
+    told = {"of": len(candidates), "loss": None, "contenders": None}
+    if record.spec.objective != "validation_loss" or record.spec.share_epochs:
+        return told
+    sums = np.zeros((len(candidates), len(rows), 2))
+    places = {trial: place for place, trial in enumerate(candidates)}
+    for each in seen:
+        if each.trial in places:
+            sums[places[each.trial], each.rows] += np.stack([each.nats, each.counts], 1)
+    judged = (sums[:, :, 1] > 0).any(0)
+    found = selection.winner(sums[:, judged], statistics.clusters(rows)[judged])
+    return {**told, "loss": _plain(found.loss), "contenders": found.contenders}
 
 
 def _compared(
@@ -101,7 +124,7 @@ def _compared(
     apart = statistics.clusters(rows)[judged]
     found = statistics.difference(mine, theirs, apart)
     losses = [statistics.mean(side[:, 0], side[:, 1], apart) for side in (mine, theirs)]
-    by_fold = [a.nats.sum() / a.counts.sum() - b.nats.sum() / b.counts.sum() for a, b in zip(*folds, strict=True)]
+    by_fold = [_loss(a) - _loss(b) for a, b in zip(folds[0], folds[1], strict=True)]
     validated = float(np.mean([len(one.rows) / (len(rows) - len(one.rows)) for one in folds[0]]))
     test = statistics.corrected_t(np.array(by_fold), validated)
     return {
@@ -109,16 +132,25 @@ def _compared(
         "rows": int(judged.sum()),
         "clusters": len(np.unique(apart)),
         "trials": [
-            {"name": trial.name, "state": trial.state, "params": dict(trial.shown), "loss": asdict(estimate)}
+            {"name": trial.name, "state": trial.state, "params": dict(trial.shown), "loss": _plain(estimate)}
             for trial, estimate in zip(pair, losses, strict=True)
         ],
-        "difference": asdict(found),
+        "difference": _plain(found),
         "folds": [
-            {"repeat": one.repeat, "fold": one.fold, "difference": float(value)}
+            {"repeat": one.repeat, "fold": one.fold, "difference": value}
             for one, value in zip(folds[0], by_fold, strict=True)
         ],
         "corrected_t": test and asdict(test),
     }
+
+
+def _loss(fold: Validated) -> float:
+    return float(fold.nats.sum() / fold.counts.sum())
+
+
+def _plain(estimate: Estimate) -> dict[str, float | None]:
+    """For JSON, which knows no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in asdict(estimate).items()}
 
 
 def verdict(one: str, other: str, found: Mapping[str, Any]) -> str:

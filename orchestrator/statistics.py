@@ -7,7 +7,7 @@ as a training run's seed, is not in it. Rows that belong together (one group, on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from orchestrator.racing import student_tail
 from orchestrator.texts import together
 
 DRAWS = 4_000
-AT_ONCE = 2**22  # weights of one batch of draws: 32 MiB
+AT_ONCE = 2**21  # numbers of one batch of draws: 16 MiB
 VANISHING = 1e-6  # of the standard error: a draw of one cluster again and again has none, but for rounding
 
 
@@ -75,11 +75,10 @@ def _studentised(sides: np.ndarray, clusters: np.ndarray, level: float) -> Estim
     if error == 0:
         return Estimate(float(value), float(value), float(value))
     products = (totals[:, :, None] * totals[:, None, :]).reshape(count, -1)
-    draws, deviations = np.random.default_rng(0), []
-    for size in _batches(count):
-        weights = _weights(draws, size, count)
+    deviations = []
+    for weights in resamples(count):
         sums = weights @ totals
-        moments = (weights @ products).reshape(size, sides.shape[1], sides.shape[1])
+        moments = (weights @ products).reshape(-1, sides.shape[1], sides.shape[1])
         with np.errstate(divide="ignore", invalid="ignore"):
             errors = _error(sums, moments, count)
             deviations.append(((_value(sums) - value) / errors)[errors > VANISHING * error])
@@ -88,15 +87,17 @@ def _studentised(sides: np.ndarray, clusters: np.ndarray, level: float) -> Estim
     return Estimate(float(value), float(value - high * error), float(value - low * error))
 
 
-def _weights(draws: np.random.Generator, size: int, count: int) -> np.ndarray:
-    """(size, count): how often each cluster is in each draw."""
-    chosen = draws.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
-    return np.bincount(chosen.ravel(), minlength=size * count).reshape(size, count).astype(float)
+def resamples(count: int, width: int = 1) -> Iterator[np.ndarray]:
+    """`DRAWS` draws with replacement from so many clusters, the same ones at each call, some at a time.
 
-
-def _batches(count: int) -> list[int]:
-    size = max(1, min(DRAWS, AT_ONCE // count))
-    return [size] * (DRAWS // size) + ([DRAWS % size] if DRAWS % size else [])
+    Each (draws, count): how often each cluster is in each draw. width: numbers that the caller holds for each cluster.
+    """
+    random, left = np.random.default_rng(0), DRAWS
+    while left:
+        size = max(1, min(left, AT_ONCE // (count + width)))
+        chosen = random.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
+        yield np.bincount(chosen.ravel(), minlength=size * count).reshape(size, count).astype(float)
+        left -= size
 
 
 def _value(sums: np.ndarray) -> np.ndarray:

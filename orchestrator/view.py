@@ -266,8 +266,12 @@ def compared(found: Mapping[str, Any]) -> RenderableType:
     many, kin = found["rows"], found["rows"] - found["clusters"]
     together = f", {kin} of which belong to others," if kin else ""
     lines.append(f"Intervals hold the chance of the {many} rows{together} and not that of a run's seed.")
-    if (among := found["best_of"]) is not None and among > 2:
-        lines.append(f"The best of {among} was chosen by these very rows, and looks better than it is.")
+    if (best := found["best"]) is not None:
+        chosen = f"The best of {best['of']} was chosen by these very rows, and looks better than it is"
+        more = ""
+        if (loss := best["loss"]) is not None:
+            more = f": expect {words.number(loss['value'])} nats per item on others, {_interval(loss)}"
+        lines.append(f"{chosen}{more}.")
     return Group(table, Text(), *(Text(line) for line in lines))
 
 

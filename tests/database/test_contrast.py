@@ -68,8 +68,10 @@ def test_what_hardly_differs_cannot_be_told_apart_and_the_best_is_named(compared
     [other] = [name for name in names if name != best]
     found = contrast.find(compared, "s", other, "best")
     assert found["verdict"] == f"These rows cannot tell trial {other} from trial {best}."
-    assert found["best_of"] == 5
-    assert contrast.find(compared, "s", other, "default")["best_of"] is None
+    assert found["best"]["of"] == 5
+    assert found["best"]["contenders"] >= 2
+    assert found["best"]["loss"]["value"] > found["trials"][1]["loss"]["value"]
+    assert contrast.find(compared, "s", other, "default")["best"] is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_the_command_shows_a_table_words_and_json(compared: Engine, storage: str
     assert "95 % interval" in done.stdout
     assert "is better than the default configuration" in done.stdout
     assert "Corrected resampled t-test over the folds" in done.stdout
-    assert "The best of 5 was chosen by these very rows" in done.stdout
+    assert "The best of 5 was chosen by these very rows, and looks better than it is: expect " in done.stdout
     assert json.loads(foldtune("compare", "s", "--json", OPTUNA_STORAGE=storage).stdout) == contrast.find(
         compared, "s", None, None
     )
@@ -103,3 +105,8 @@ def test_before_a_trial_is_complete_there_is_nothing_to_compare(engine: Engine, 
     done = foldtune("compare", "s", OPTUNA_STORAGE=storage)
     assert (done.returncode, done.stdout) == (1, "")
     assert "no trial is complete yet" in done.stderr
+
+
+def test_too_few_rows_are_said_to_be_too_few() -> None:
+    none = {"value": 0.4, "low": None, "high": None}
+    assert contrast.verdict("trial 1", "trial 2", none) == "Too few rows to compare trial 1 with trial 2."

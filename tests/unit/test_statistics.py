@@ -35,14 +35,13 @@ def test_of_a_normal_sample_the_interval_is_students() -> None:
         (50, lambda rng, n: rng.normal(1.0, 0.5, n), 1.0),
         (50, lambda rng, n: rng.exponential(1.0, n), 1.0),
         (50, lambda rng, n: rng.lognormal(0.0, 1.0, n), math.exp(0.5)),
-        (300, lambda rng, n: rng.lognormal(0.0, 1.0, n), math.exp(0.5)),
     ],
-    ids=["50 normal", "50 exponential", "50 lognormal", "300 lognormal"],
+    ids=["50 normal", "50 exponential", "50 lognormal"],
 )
 def test_nineteen_of_twenty_intervals_cover_the_mean(
     rows: int, draw: Callable[[np.random.Generator, int], np.ndarray], truth: float
 ) -> None:
-    """Where a percentile bootstrap of lognormal losses covers 86 % of 50 rows and 92 % of 300."""
+    """Where a percentile bootstrap of lognormal losses covers 89 of 100 (`python -m benchmarks.coverage`)."""
     rng = np.random.default_rng(rows)
     covered = [found.low <= truth <= found.high for found in (of(draw(rng, rows)) for _ in range(160))]
     assert 0.90 <= np.mean(covered) <= 0.985
@@ -52,8 +51,8 @@ def test_rows_that_belong_together_are_no_more_evidence_than_one() -> None:
     rng = np.random.default_rng(5)
     covered = {"told": [], "not told": []}
     for _ in range(100):
-        clusters = np.repeat(np.arange(60), 5)
-        losses = np.repeat(rng.normal(1.0, 0.5, 60), 5) + rng.normal(0.0, 0.1, 300)
+        clusters = np.repeat(np.arange(40), 5)
+        losses = np.repeat(rng.normal(1.0, 0.5, 40), 5) + rng.normal(0.0, 0.1, 200)
         for name, found in (("told", of(losses, clusters=clusters)), ("not told", of(losses))):
             covered[name].append(found.low <= 1.0 <= found.high)
     assert 0.90 <= np.mean(covered["told"]) <= 0.985
