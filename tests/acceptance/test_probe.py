@@ -87,6 +87,7 @@ def test_what_cannot_be_trained_is_one_message(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow  # the message is that of what cannot be trained, above
 def test_a_model_of_an_unknown_wrong_family_surfaces(tmp_path: Path) -> None:
     """Its config.json names no architecture, so that only loading it tells."""
     path = prepared(

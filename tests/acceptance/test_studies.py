@@ -29,7 +29,7 @@ NEED_SMOLLM2 = {
     "synthetic",
 }  # `make smollm`, which no test waits for
 WITHOUT_TORCH = {  # run small by the light engine; with their model in test_readme.py, or like another one of these
-    *("glosses", "grid", "augmentation"),
+    "glosses",
     *("paraphrases", "back-translation", "synthetic"),
 }
 # Of the other studies test_task_journeys.py trains each task, with tiny models.
