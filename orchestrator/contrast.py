@@ -47,9 +47,10 @@ def find(engine: Engine, name: str, one: str | None, other: str | None) -> dict[
         both = " and ".join(_label(trial) for trial in pair)
         raise FoldtuneError(f"{both} have no finished fold in common yet", code=75)
     rows = [json.loads(line) for line in snapshots.content(engine, record, record.snapshot).split(b"\n") if line]
-    found = _compared(record, pair, [[own[at] for at in common] for own in folds], rows)
+    clusters = statistics.clusters(rows)
+    found = _compared(record, pair, [[own[at] for at in common] for own in folds], clusters)
     said = verdict(_label(pair[0]), _label(pair[1]), found["difference"])
-    return {**found, "best": _best(record, candidates, seen, rows), "verdict": said}
+    return {**found, "best": _best(record, candidates, seen, clusters), "verdict": said}
 
 
 def _pair(
@@ -90,7 +91,7 @@ def _candidates(every: Sequence[TrialRecord]) -> list[int]:
 
 
 def _best(
-    record: StudyRecord, candidates: Sequence[int], seen: Sequence[Validated], rows: Sequence[Mapping[str, Any]]
+    record: StudyRecord, candidates: Sequence[int], seen: Sequence[Validated], clusters: np.ndarray
 ) -> dict[str, Any] | None:
     """The best one's loss as other rows would show it; null where it was not chosen by that, or is none of the two."""
     if len(candidates) < 2:
@@ -98,13 +99,9 @@ def _best(
     told = {"of": len(candidates), "loss": None, "contenders": None}
     if record.spec.objective != "validation_loss" or record.spec.share_epochs:
         return told
-    sums = np.zeros((len(candidates), len(rows), 2))
-    places = {trial: place for place, trial in enumerate(candidates)}
-    for each in seen:
-        if each.trial in places:
-            sums[places[each.trial], each.rows] += np.stack([each.nats, each.counts], 1)
+    sums = np.stack([out_of_fold.by_row(_folds(seen, trial).values(), len(clusters)) for trial in candidates])
     judged = (sums[:, :, 1] > 0).any(0)
-    found = selection.winner(sums[:, judged], statistics.clusters(rows)[judged])
+    found = selection.winner(sums[:, judged], clusters[judged])
     return {**told, "loss": _plain(found.loss), "contenders": found.contenders}
 
 
@@ -112,20 +109,18 @@ def _compared(
     record: StudyRecord,
     pair: Sequence[TrialRecord],
     folds: Sequence[Sequence[Validated]],
-    rows: Sequence[Mapping[str, Any]],
+    clusters: np.ndarray,
 ) -> dict[str, Any]:
     """folds: of each of the two the same ones, in one order."""
-    sums = np.zeros((2, len(rows), 2))
-    for side, own in enumerate(folds):
-        for each in own:
-            sums[side, each.rows] += np.stack([each.nats, each.counts], 1)
+    rows = len(clusters)
+    sums = np.stack([out_of_fold.by_row(own, rows) for own in folds])
     judged = (sums[:, :, 1] > 0).any(0)
     mine, theirs = sums[:, judged]
-    apart = statistics.clusters(rows)[judged]
+    apart = clusters[judged]
     found = statistics.difference(mine, theirs, apart)
     losses = [statistics.mean(side[:, 0], side[:, 1], apart) for side in (mine, theirs)]
     by_fold = [_loss(a) - _loss(b) for a, b in zip(folds[0], folds[1], strict=True)]
-    validated = float(np.mean([len(one.rows) / (len(rows) - len(one.rows)) for one in folds[0]]))
+    validated = float(np.mean([len(one.rows) / (rows - len(one.rows)) for one in folds[0]]))
     test = statistics.corrected_t(np.array(by_fold), validated)
     return {
         "study": record.name,

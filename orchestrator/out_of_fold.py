@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,14 @@ def read(connection: Connection, record: StudyRecord, trials: Sequence[int]) -> 
         },
     )
     return [_validated(record, **row) for row in found.mappings()]
+
+
+def by_row(folds: Iterable[Validated], rows: int) -> np.ndarray:
+    """(rows, 2): nats and items of each row of the snapshot, summed over folds and repeats; 0 of rows in none."""
+    sums = np.zeros((rows, 2))
+    for each in folds:
+        sums[each.rows] += np.stack([each.nats, each.counts], 1)
+    return sums
 
 
 def _validated(record: StudyRecord, *, trial: int, repeat: int, fold: int, **stored: Any) -> Validated:

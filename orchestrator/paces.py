@@ -14,7 +14,7 @@ from orchestrator import forecast
 from orchestrator.contract import Settings, build
 from orchestrator.database.engine import transaction
 from orchestrator.forecast import FROM_HISTORY, Forecast, Given, Span
-from orchestrator.prepare import Prepared, expected
+from orchestrator.prepare import Prepared, expected, given
 
 LATEST = 200  # configurations whose epochs are looked at
 
@@ -28,10 +28,9 @@ def forecast_of(engine: Engine, prepared: Prepared) -> Forecast:
     if len(known) < len(each):
         return plain
     pace = Span(low=fmean(known), high=fmean(known)).times(*FROM_HISTORY)
-    given = Given(rows=snapshot.rows, classes=len(snapshot.classes), pool=prepared.pool.rows if prepared.pool else 0)
     return forecast.by_pace(
         loaded.spec,
-        forecast.work(loaded.spec, given),
+        forecast.work(loaded.spec, given(snapshot, prepared.pool)),
         pace,
         basis="history",
         device=plain.device,

@@ -31,7 +31,8 @@ from orchestrator.document import Path_
 from orchestrator.errors import BadInput, Problem
 from orchestrator.findings import Finding
 from orchestrator.folds import FoldPlan
-from orchestrator.forecast import Forecast
+from orchestrator.forecast import Forecast, Given
+from orchestrator.spec import StudySpec
 from orchestrator.study_file import LoadedStudy
 from orchestrator.tokens import Tokens
 
@@ -115,12 +116,30 @@ def expected(
     except subprocess.TimeoutExpired:  # a driver that hangs is the worker's to report
         kind, workers = "cuda", 1
     pool = augmentation.pool(loaded.spec.data, loaded.folder)
-    given = forecast.Given(rows=snapshot.rows, classes=len(snapshot.classes), pool=pool.rows if pool else 0)
+    counts = given(snapshot, pool)
     each = [
-        forecast.by_formula(loaded.spec, given, own, None if where is None else sizes.model_size(where), kind, workers)
+        forecast.by_formula(loaded.spec, counts, own, None if where is None else sizes.model_size(where), kind, workers)
         for where, own in zip(places, counted, strict=True)
     ]
     return forecast.mean(each)
+
+
+def given(snapshot: Snapshot, pool: Pool | None) -> Given:
+    """What a forecast counts by."""
+    return Given(rows=snapshot.rows, classes=len(snapshot.classes), pool=pool.rows if pool else 0)
+
+
+def planned(spec: StudySpec, snapshot: Snapshot) -> FoldPlan:
+    """The study's folds."""
+    wanted = spec.cross_validation
+    return folds.plan(
+        snapshot.rows,
+        wanted.folds,
+        repeats=wanted.repeats,
+        seed=wanted.seed,
+        labels=snapshot.strata if wanted.stratify else None,
+        groups=snapshot.groups,
+    )
 
 
 def read(loaded: LoadedStudy) -> Snapshot:
@@ -155,16 +174,7 @@ def prepare(loaded: LoadedStudy) -> tuple[Prepared, list[str]]:
     wrong = stores.probe(stores.resolved(loaded.spec.artifacts.store, loaded.folder))
     if wrong:
         raise BadInput([_store_problem(loaded, wrong)])
-    wanted = loaded.spec.cross_validation
-    stratified = snapshot.strata if wanted.stratify else None
-    plan = folds.plan(
-        snapshot.rows,
-        wanted.folds,
-        repeats=wanted.repeats,
-        seed=wanted.seed,
-        labels=stratified,
-        groups=snapshot.groups,
-    )
+    plan = planned(loaded.spec, snapshot)
     pins = tuple(models.pin(source, loaded.folder) for source in loaded.spec.sources)
     if wrong := comparing.problem(loaded.spec, loaded.folder, pins):
         raise BadInput([loaded.problem(("model",), "model", wrong)])

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator import augmentation, contract, devices, folds, forecast, models, sizes, space
+from orchestrator import augmentation, contract, devices, forecast, models, prepare, sizes, space
 from orchestrator.contract import ModelPin, OpenStudy, Settings, TrainUnit
 from orchestrator.dataset import Snapshot
 from orchestrator.devices import Device
 from orchestrator.errors import USAGE, FoldtuneError
-from orchestrator.forecast import Forecast, Given, Span
+from orchestrator.forecast import Forecast, Span
 from orchestrator.spec import StudySpec
 from orchestrator.study_file import LoadedStudy
 
@@ -64,8 +64,7 @@ def probe(loaded: LoadedStudy, snapshot: Snapshot) -> tuple[list[Probe], Forecas
     """
     spec, device = loaded.spec, devices.chosen_devices("auto")[0]
     pool = augmentation.pool(spec.data, loaded.folder)
-    given = Given(rows=snapshot.rows, classes=len(snapshot.classes), pool=pool.rows if pool else 0)
-    work = forecast.work(spec, given)
+    work = forecast.work(spec, prepare.given(snapshot, pool))
     probes, forecasts = [], []
     for source in spec.sources:
         measured, forward = _measured(spec, models.pin(source, loaded.folder), snapshot, device)
@@ -121,10 +120,7 @@ def largest(spec: StudySpec, pin: ModelPin) -> Settings:
 
 def units(spec: StudySpec, snapshot: Snapshot, settings: Settings) -> tuple[TrainUnit, TrainUnit]:
     """(the longest rows, which need the most memory; rows that stand for the others, to be timed)."""
-    wanted = spec.cross_validation
-    strata = snapshot.strata if wanted.stratify else None
-    plan = folds.plan(snapshot.rows, wanted.folds, seed=wanted.seed, labels=strata, groups=snapshot.groups)
-    train, validation = plan.split(0, 0)
+    train, validation = prepare.planned(spec, snapshot).split(0, 0)
     lengths = [len(line) for line in snapshot.content.split(b"\n")]
     draw = random.Random(0)
     timed = sorted(draw.sample(train, min(len(train), max(LEAST, STEPS * settings.batch_size))))

@@ -22,7 +22,7 @@ from orchestrator.words import number
 
 OF_LOSS = frozenset({"validation_loss", "perplexity"})  # objectives that order trials as their losses do
 TIE = 1e-6  # relative; losses of items are float32, and a smaller difference may be their rounding
-NORMAL_FROM = 200  # degrees of freedom from which Student's t is taken for normal: the tails differ by < 3 % at t = 2
+NORMAL_FROM = 200  # degrees of freedom from which Student's tail is computed from the normal one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,11 +61,10 @@ def find(engine: Engine, name: str, most: int) -> dict[str, Any] | None:
 def averaged(connection: Connection, record: StudyRecord, trials: Sequence[int]) -> Averaged:
     """Of these trials' finished folds, at the epoch that counts."""
     rows, classes = len(record.plan.assignment[0]), len(record.labels)
-    sums, counts = np.zeros((2, rows))
     likely, times = np.zeros((rows, classes)), np.zeros(rows)
-    for one in out_of_fold.read(connection, record, trials):
-        sums[one.rows] += one.nats
-        counts[one.rows] += one.counts
+    folds = out_of_fold.read(connection, record, trials)
+    sums, counts = out_of_fold.by_row(folds, rows).T
+    for one in folds:
         if record.spec.task in LIKELY and one.logits is not None:
             likely[one.rows] += LIKELY[record.spec.task](one.logits)
             times[one.rows] += 1

@@ -55,6 +55,14 @@ def test_the_links_connect_what_comparing_all_connects(texts: list[str]) -> None
         assert link.alike == near.jaccard(bags[link.row], bags[link.like]) >= ALIKE
 
 
+def grouped(texts: list[str], groups: list[int | None]) -> list[dict[str, str]]:
+    """Rows with these texts, the first of them in these groups."""
+    rows = [{"text": text} for text in texts]
+    for row, by in zip(rows, groups, strict=False):
+        row |= {} if by is None else {"group": str(by)}
+    return rows
+
+
 GROUPS = st.lists(st.none() | st.integers(0, 3), min_size=30, max_size=30)
 
 
@@ -62,9 +70,7 @@ GROUPS = st.lists(st.none() | st.integers(0, 3), min_size=30, max_size=30)
 def test_rows_share_a_name_where_texts_groups_or_likeness_connect_them(
     texts: list[str], groups: list[int | None], auto: bool
 ) -> None:
-    rows: list[dict[str, str]] = [{"text": text} for text in texts]
-    for row, by in zip(rows, groups, strict=False):
-        row |= {} if by is None else {"group": str(by)}
+    rows = grouped(texts, groups)
     names, _ = repeats.find(rows, range(len(rows)), auto=auto)
     sets = [{row} for row in range(len(rows))]
     near_sets = brute(texts) if auto else set()
@@ -159,9 +165,7 @@ def test_rows_of_a_snapshot_know_themselves_what_they_must_stay_with(
     texts: list[str], groups: list[int | None], auto: bool
 ) -> None:
     """Early stopping and self-training part a fold's rows again, and see nothing but these rows."""
-    rows: list[dict[str, str]] = [{"text": text} for text in texts]
-    for row, by in zip(rows, groups, strict=False):
-        row |= {} if by is None else {"group": str(by)}
+    rows = grouped(texts, groups)
     names, _ = repeats.find(rows, range(len(rows)), auto=auto)
     told = rows if names is None else repeats.named(rows, names)
     expected: dict[str, list[int]] = {}
