@@ -39,7 +39,7 @@ def find(engine: Engine, name: str, one: str | None, other: str | None) -> dict[
             return None
         pair = _pair(every, ranked, one, other)
         candidates = _candidates(every) if ranked[0].id in [trial.id for trial in pair] else []
-        asked = {trial.duplicate_of or trial.id for trial in pair} | set(candidates)
+        asked = {trial.duplicate_of or trial.id for trial in pair} | {trial.id for trial in candidates}
         seen = out_of_fold.read(connection, record, sorted(asked))
     folds = [_folds(seen, trial.duplicate_of or trial.id) for trial in pair]
     common = sorted(folds[0].keys() & folds[1].keys())
@@ -84,14 +84,14 @@ def _folds(seen: Sequence[Validated], trial: int) -> dict[tuple[int, int], Valid
     return {(each.repeat, each.fold): each for each in seen if each.trial == trial}
 
 
-def _candidates(every: Sequence[TrialRecord]) -> list[int]:
+def _candidates(every: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Among which the best was looked for."""
     judged = [trial for trial in every if trial.state in ("complete", "stopped") and not trial.is_baseline]
-    return [trial.id for trial in judged if trial.duplicate_of is None]
+    return [trial for trial in judged if trial.duplicate_of is None]
 
 
 def _best(
-    record: StudyRecord, candidates: Sequence[int], seen: Sequence[Validated], clusters: np.ndarray
+    record: StudyRecord, candidates: Sequence[TrialRecord], seen: Sequence[Validated], clusters: np.ndarray
 ) -> dict[str, Any] | None:
     """The best one's loss as other rows would show it; null where it was not chosen by that, or is none of the two."""
     if len(candidates) < 2:
@@ -99,9 +99,11 @@ def _best(
     told = {"of": len(candidates), "loss": None, "contenders": None}
     if record.spec.objective != "validation_loss" or record.spec.share_epochs:
         return told
-    sums = np.stack([out_of_fold.by_row(_folds(seen, trial).values(), len(clusters)) for trial in candidates])
+    sums = np.stack([out_of_fold.by_row(_folds(seen, trial.id).values(), len(clusters)) for trial in candidates])
     judged = (sums[:, :, 1] > 0).any(0)
-    found = selection.winner(sums[:, judged], clusters[judged])
+    found = selection.winner(
+        sums[:, judged], clusters[judged], np.array([trial.state == "complete" for trial in candidates])
+    )
     return {**told, "loss": _plain(found.loss), "contenders": found.contenders}
 
 

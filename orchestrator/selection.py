@@ -26,7 +26,7 @@ class Winner:
     contenders: int
 
 
-def winner(sums: np.ndarray, clusters: np.ndarray, *, level: float = 0.95) -> Winner:
+def winner(sums: np.ndarray, clusters: np.ndarray, complete: np.ndarray, *, level: float = 0.95) -> Winner:
     """The best of several trials, and its loss as other rows would show it.
 
     The choice itself is drawn again: in each draw of rows some trial is best, and how far its loss there is from its
@@ -38,14 +38,17 @@ def winner(sums: np.ndarray, clusters: np.ndarray, *, level: float = 0.95) -> Wi
 
     sums: (trials, rows, 2) sums and items; a trial that was stopped has no items on some rows. It is taken to be as far
     from the others there as where it was judged, and to vary as much. clusters: (rows,) int, see `statistics`.
+    complete: (trials,) bool, those that were not stopped, one at least; they are judged on every row.
     """
     nats, items = _by_cluster(_completed(sums), clusters)
     count = len(nats)
     losses = nats.sum(0) / items.sum(0)
-    whole = (sums[..., 1] > 0).all(1)  # what was stopped is not chosen, and might have been on other rows
-    best = int(np.argmin(np.where(whole, losses, np.inf)))
+    # what was stopped is not chosen, and might have been on other rows; with repeats it may have been judged on all
+    best = int(np.argmin(np.where(complete, losses, np.inf)))
     errors = (nats - losses * items) / items.sum(0) * math.sqrt(count / max(count - 1, 1))
     own_error = float(np.sqrt(_squares(errors[:, best])))
+    if count < 2 or not own_error > 0:
+        return Winner(best, float(losses[best]), Estimate(float(losses[best]), math.nan, math.nan), 1)
     contends = np.abs(losses - losses[best]) <= CONTENDS * np.sqrt(_squares(errors - errors[:, [best]]))
     truths = losses.copy()
     truths[contends] = _shrunk(losses[contends], errors[:, contends])

@@ -253,10 +253,15 @@ def _follow_on(connection: Connection, lease: Lease, epochs: Sequence[EpochDone]
     A standby that took over may lack results that were acknowledged and still know the lease; so may the results'
     disk, if it was full for a while. With its last epoch there the unit would be done, and they would never come.
     """
-    known = connection.execute(text("SELECT epoch FROM result WHERE unit = :unit"), {"unit": lease.unit}).scalars()
-    missing = set(range(1, epochs[-1].epoch)) - {*known, *(done.epoch for done in epochs)}
+    missing = _missing(connection, lease, epochs[-1].epoch) - {done.epoch for done in epochs}
     if missing:
         raise leases.Fenced(lease, None, reason=f"the database lacks its result of epoch {min(missing)}")
+
+
+def _missing(connection: Connection, lease: Lease, epoch: int) -> set[int]:
+    """Epochs up to this one of which the database has no result."""
+    known = connection.execute(text("SELECT epoch FROM result WHERE unit = :unit"), {"unit": lease.unit}).scalars()
+    return set(range(1, epoch + 1)) - set(known)
 
 
 def _race(engine: Engine, lease: Lease) -> None:
@@ -339,6 +344,12 @@ def _give_back(engine: Engine, lease: Lease, ended: UnitEnded, stored: Stored | 
     with contextlib.suppress(leases.Fenced), transaction(engine) as connection:
         if ended.checkpoint is not None and stored is not None:
             leases.hold(connection, lease)
+        # a state beyond a lost result would have every later attempt refused for the gap
+        if (
+            ended.checkpoint is not None
+            and stored is not None
+            and not _missing(connection, lease, ended.checkpoint.epoch)
+        ):
             artifacts.record(connection, lease, ended.checkpoint, stored)
         leases.release(connection, lease, lifecycle.cause_of(ended.outcome, ended.cause), storable(ended.reason))
 

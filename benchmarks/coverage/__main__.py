@@ -144,7 +144,7 @@ def measured_winners(studies: int, seed: int) -> Iterator[dict[str, Any]]:
             found: dict[str, list[tuple[float, float, float]]] = {"selection bootstrap": [], "as if alone": []}
             for _ in range(studies):
                 sums, truth = _search(search, rows, draws)
-                best = selection.winner(sums, np.arange(rows))
+                best = selection.winner(sums, np.arange(rows), (sums[..., 1] > 0).all(1))
                 alone = statistics.mean(*sums[best.trial].T, np.arange(rows))
                 for method, estimate in (("selection bootstrap", best.loss), ("as if alone", alone)):
                     found[method].append(tuple(each - truth[best.trial] for each in dataclasses.astuple(estimate)))
